@@ -1,0 +1,86 @@
+# inferd. Targets: all, check, check-style, asan, tsan, bench, install; `make help` lists them.
+# Programs land in build/, objects in build/obj/$(CONFIG)/.
+CONFIG  ?= release
+BUILD   ?= build
+PREFIX  ?= /usr/local
+CC      ?= gcc
+VERSION := 0.1.0
+
+OBJ     := $(BUILD)/obj/$(CONFIG)
+BIN     := $(if $(filter release,$(CONFIG)),$(BUILD),$(BUILD)/$(CONFIG))
+
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Werror
+OPT     := -O2 -g
+SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
+SAN     := $(SAN_$(CONFIG))
+# No contraction, no fast math: the numeric contract (docs/numerics.md) writes every fused operation.
+CFLAGS  := -std=gnu11 $(OPT) $(WARN) $(SAN) -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread \
+           -I. -DINFERD_VERSION='"$(VERSION)"' $(EXTRA_CFLAGS)
+# Scalar code is built for the baseline CPU; fmaf() is inlined where the ISA has it.
+LDFLAGS := $(SAN) -pthread
+PKG     := libmicrohttpd jansson libcurl libsystemd libpcre2-8
+LIBS    := $(shell pkg-config --libs $(PKG)) -lm
+TESTLIBS := $(shell pkg-config --libs check) -lcurl
+
+# SIMD levels of the CPU device: kernels/cpu/*_<isa>.c is compiled with its own flags and chosen at run time.
+ISA_avx2        := -mavx2 -mfma -mf16c
+ISA_avxvnni     := -mavx2 -mfma -mf16c -mavxvnni
+ISA_avx512      := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
+ISA_avx512vnni  := $(ISA_avx512) -mavx512vnni
+isa_of          = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
+
+src     = $(filter-out %/main.c,$(wildcard $1))
+CORE    := $(call src,base/*.c kernels/*.c kernels/ref/*.c kernels/cpu/*.c engine/*.c)
+TEXT    := $(call src,engine/text/*.c)
+API     := $(call src,api/*.c)
+DAEMON  := $(call src,daemon/*.c)
+TESTS   := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
+HELPERS := $(filter-out tests/test_% tests/make_%,$(wildcard tests/*.c))
+TOOLS   := $(patsubst tests/%.c,%,$(wildcard tests/make_*.c))
+objs    = $(patsubst %.c,$(OBJ)/%.o,$1)
+
+PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
+            $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
+
+.PHONY: all tests check check-style asan tsan bench install clean help
+.SECONDARY:
+all: $(PROGRAMS)
+
+$(OBJ)/libcore.a: $(call objs,$(CORE))
+$(OBJ)/libtext.a: $(call objs,$(TEXT))
+$(OBJ)/libapi.a: $(call objs,$(API))
+$(OBJ)/libdaemon.a: $(call objs,$(DAEMON))
+$(OBJ)/libtest.a: $(call objs,$(HELPERS))
+%.a:
+	@rm -f $@
+	$(if $^,ar rcs $@ $^,ar rcs $@)
+
+ARCHIVES := $(addprefix $(OBJ)/,libdaemon.a libapi.a libtext.a libcore.a)
+$(BIN)/inferd: $(OBJ)/daemon/main.o $(ARCHIVES)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+$(BIN)/inferd-eval: $(OBJ)/bench/eval.o $(OBJ)/libtext.a $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs jansson libpcre2-8) -lm
+$(BIN)/inferd-bench: $(OBJ)/bench/bench.o $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lm
+$(BIN)/test_%: $(OBJ)/tests/test_%.o $(OBJ)/libtest.a $(ARCHIVES)
+	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) $(LIBS)
+$(BIN)/make_%: $(OBJ)/tests/make_%.o $(OBJ)/libtest.a $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lm
+
+$(OBJ)/%.o: %.c Makefile
+	@mkdir -p $(@D) $(BIN)
+	$(CC) $(CFLAGS) $(if $(findstring kernels/cpu/,$<),-O3 $(call isa_of,$<)) -MMD -MP -c -o $@ $<
+-include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
+
+tests: all $(addprefix $(BIN)/,$(TESTS) $(TOOLS))
+check: tests check-style
+	scripts/run-tests $(BIN) $(TESTS)
+check-style:
+	scripts/check-style
+asan tsan:
+	$(MAKE) CONFIG=$@ tests
+	scripts/run-tests $(BUILD)/$@ $(TESTS)
+
+clean:
+	rm -rf $(BUILD)

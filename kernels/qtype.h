@@ -1,0 +1,53 @@
+/* Weight formats: names, sizes, and the decoding of a row into the numeric contract's terms.
+ *
+ * Every quantised format is, per block of 32 weights: one float scale d, integer codes, integer sub-scales of one or two
+ * groups, and up to two minimum terms. qtype_unpack32 gives exactly that; the scalar reference, the packers and the
+ * tests read formats through it and nothing else does. */
+#ifndef KERNELS_QTYPE_H
+#define KERNELS_QTYPE_H
+
+#include "kernels/blocks.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum qtype {
+#define QTYPE(name, id, n, block, mins) QTYPE_##name,
+#include "kernels/qtypes.def"
+#undef QTYPE
+    QTYPE_N
+};
+
+struct qtype_info {
+    const char *name;     /* "Q4_K" */
+    unsigned gguf_id;
+    int block_weights;    /* weights a block */
+    size_t block_bytes;
+    int n_mins;           /* minimum terms per 32 weights: 0, 1 or 2 */
+    bool quantised;       /* false: F32, F16, BF16 (activations stay float) */
+};
+
+const struct qtype_info *qtype_info(enum qtype t);
+bool qtype_from_gguf(unsigned gguf_id, enum qtype *out);
+const char *qtype_name(enum qtype t);
+const char *qtype_gguf_name(unsigned gguf_id);       /* also of types that are not supported; NULL when unknown */
+size_t qtype_row_bytes(enum qtype t, size_t cols);   /* cols must be a multiple of block_weights */
+
+/* 32 weights of a quantised format: value k = d * scale[k / 16] * code[k] + min[k / 16]. */
+struct qblock32 {
+    float d;
+    int16_t code[32];     /* offset applied: q - 8 for Q4_0, the table value for MXFP4 */
+    int16_t scale[2];     /* sub-scales of the two halves (equal where the format has one per 32; 1 if none) */
+    float min[2];         /* minimum terms, already multiplied: m, or -(dmin * (float)m); 0 when the format has none */
+};
+
+/* Block i of 32 (i counts over the whole row) of a row that starts at `row`. */
+void qtype_unpack32(enum qtype t, const void *row, size_t i, struct qblock32 *out);
+
+/* A row as float: (d * scale) * code + min, one rounding each in that order; F32/F16/BF16 exactly. */
+void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out);
+
+extern const int8_t iq4_values[16];
+extern const int8_t mxfp4_values[16];
+
+#endif
