@@ -21,10 +21,13 @@ struct model_layer {
     int rope;               /* index into model.rope */
 };
 
+struct family;              /* a row of family.c */
+
 struct model {
     const struct gguf *gguf;
+    const struct family *family;
     char arch[32];          /* "qwen2" */
-    char type[32];          /* the contract's model_type: "qwen2.5", "phi3", "llama2", "llama3", ... */
+    char type[32];          /* the API's model_type: "qwen2.5", "phi3", "llama2", "llama3", ... */
     char name[128];         /* general.name or "" */
     char quant[24];         /* "Q4_K_M", from general.file_type, else the commonest tensor type */
     int n_layer, dim, n_head, n_kv_head, head_dim, n_ff, n_vocab;
@@ -32,15 +35,19 @@ struct model {
     int n_expert, n_expert_used;
     float norm_eps, embed_scale, attn_scale;
     enum ffn_act act;
-    struct rope rope[ROPE_MAX];
-    int n_rope;
+    int n_rope;             /* rope table sets that model_rope makes */
     const struct gguf_tensor *token_embd, *output_norm, *output;    /* output == token_embd when tied */
     struct model_layer *layer;
+    size_t n_params;
 };
 
-/* Reads and validates everything but the tokenizer. n_ctx: the context the worker will be opened with (0 = the model's
- * own): long rope factors depend on it. Keeps pointers into g, which must outlive it. Errors: ERR_MODEL. */
-struct model *model_open(const struct gguf *g, int n_ctx, struct err *err);
+/* Reads and validates everything but the tokenizer. Keeps pointers into g, which must outlive it. Errors: ERR_MODEL, all
+ * missing keys in one message. */
+struct model *model_open(const struct gguf *g, struct err *err);
 void model_close(struct model *m);
+
+/* The rope tables for a worker opened with n_ctx positions: models with long and short factors choose by it. rope[i].inv_freq
+ * is allocated; free it. */
+bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], struct err *err);
 
 #endif

@@ -1,0 +1,509 @@
+#include "engine/model.h"
+#include "base/mem.h"
+#include "engine/family.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- tensors by role ---- */
+
+/* A dimension of a role, as a function of the hyper-parameters. */
+enum dim {
+    D_ZERO, D_ONE, D_DIM, D_HEAD_DIM, D_HEADS, D_Q, D_KV, D_Q_KV, D_QKV, D_FF, D_FF2, D_EXPERTS
+};
+
+enum role_kind {
+    VECTOR,     /* (rows) floats -> const struct gguf_tensor * */
+    SLICE,      /* rows of a vector or stacked vectors -> struct weight */
+    MATRIX,     /* (rows, cols) -> struct weight */
+};
+
+struct role {
+    const char *name;           /* after "blk.N." */
+    enum role_kind kind;
+    size_t offset;              /* in struct model_layer */
+    enum dim row0, rows, total; /* the slice, and all rows of the tensor */
+    enum dim cols, stack;
+    unsigned when, unless;      /* family flags that make it apply; 0 = always */
+    bool optional;
+};
+
+#define AT(field) offsetof(struct model_layer, field)
+static const struct role roles[] = {
+    {"attn_norm.weight", VECTOR, AT(attn_norm), D_ZERO, D_DIM, D_DIM, D_ONE, D_ONE, 0, 0, false},
+    {"attn_q.weight", MATRIX, AT(q), D_ZERO, D_Q, D_Q, D_DIM, D_ONE, FAM_SPLIT_QKV, 0, false},
+    {"attn_k.weight", MATRIX, AT(k), D_ZERO, D_KV, D_KV, D_DIM, D_ONE, FAM_SPLIT_QKV, 0, false},
+    {"attn_v.weight", MATRIX, AT(v), D_ZERO, D_KV, D_KV, D_DIM, D_ONE, FAM_SPLIT_QKV, 0, false},
+    {"attn_q.bias", SLICE, AT(q_bias), D_ZERO, D_Q, D_Q, D_ONE, D_ONE, FAM_QKV_BIAS, 0, false},
+    {"attn_k.bias", SLICE, AT(k_bias), D_ZERO, D_KV, D_KV, D_ONE, D_ONE, FAM_QKV_BIAS, 0, false},
+    {"attn_v.bias", SLICE, AT(v_bias), D_ZERO, D_KV, D_KV, D_ONE, D_ONE, FAM_QKV_BIAS, 0, false},
+    {"attn_q.bias", SLICE, AT(q_bias), D_ZERO, D_Q, D_Q, D_ONE, D_ONE, FAM_SPLIT_QKV, FAM_QKV_BIAS, true},
+    {"attn_k.bias", SLICE, AT(k_bias), D_ZERO, D_KV, D_KV, D_ONE, D_ONE, FAM_SPLIT_QKV, FAM_QKV_BIAS, true},
+    {"attn_v.bias", SLICE, AT(v_bias), D_ZERO, D_KV, D_KV, D_ONE, D_ONE, FAM_SPLIT_QKV, FAM_QKV_BIAS, true},
+    {"attn_qkv.weight", MATRIX, AT(q), D_ZERO, D_Q, D_QKV, D_DIM, D_ONE, FAM_FUSED_QKV, 0, false},
+    {"attn_qkv.weight", MATRIX, AT(k), D_Q, D_KV, D_QKV, D_DIM, D_ONE, FAM_FUSED_QKV, 0, false},
+    {"attn_qkv.weight", MATRIX, AT(v), D_Q_KV, D_KV, D_QKV, D_DIM, D_ONE, FAM_FUSED_QKV, 0, false},
+    {"attn_q_norm.weight", VECTOR, AT(q_norm), D_ZERO, D_HEAD_DIM, D_HEAD_DIM, D_ONE, D_ONE, FAM_QK_NORM, 0, false},
+    {"attn_k_norm.weight", VECTOR, AT(k_norm), D_ZERO, D_HEAD_DIM, D_HEAD_DIM, D_ONE, D_ONE, FAM_QK_NORM, 0, false},
+    {"attn_sinks.weight", VECTOR, AT(sinks), D_ZERO, D_HEADS, D_HEADS, D_ONE, D_ONE, FAM_SINKS, 0, false},
+    {"attn_output.weight", MATRIX, AT(o), D_ZERO, D_DIM, D_DIM, D_Q, D_ONE, 0, 0, false},
+    {"attn_output.bias", SLICE, AT(o_bias), D_ZERO, D_DIM, D_DIM, D_ONE, D_ONE, FAM_SINKS, 0, false},
+    {"attn_output.bias", SLICE, AT(o_bias), D_ZERO, D_DIM, D_DIM, D_ONE, D_ONE, 0, FAM_SINKS, true},
+    {"post_attention_norm.weight", VECTOR, AT(post_attn_norm), D_ZERO, D_DIM, D_DIM, D_ONE, D_ONE, FAM_POST_NORM, 0, false},
+    {"post_ffw_norm.weight", VECTOR, AT(post_ffn_norm), D_ZERO, D_DIM, D_DIM, D_ONE, D_ONE, FAM_POST_NORM, 0, false},
+    {"ffn_norm.weight", VECTOR, AT(ffn_norm), D_ZERO, D_DIM, D_DIM, D_ONE, D_ONE, FAM_FFN_NORM, 0, false},
+    {"post_attention_norm.weight", VECTOR, AT(ffn_norm), D_ZERO, D_DIM, D_DIM, D_ONE, D_ONE, 0, FAM_FFN_NORM, false},
+    {"ffn_gate.weight", MATRIX, AT(gate), D_ZERO, D_FF, D_FF, D_DIM, D_ONE, FAM_SPLIT_FFN, 0, false},
+    {"ffn_up.weight", MATRIX, AT(up), D_ZERO, D_FF, D_FF, D_DIM, D_ONE, FAM_SPLIT_FFN, 0, false},
+    {"ffn_up.weight", MATRIX, AT(gate), D_ZERO, D_FF, D_FF2, D_DIM, D_ONE, FAM_FUSED_FFN, 0, false},
+    {"ffn_up.weight", MATRIX, AT(up), D_FF, D_FF, D_FF2, D_DIM, D_ONE, FAM_FUSED_FFN, 0, false},
+    {"ffn_down.weight", MATRIX, AT(down), D_ZERO, D_DIM, D_DIM, D_FF, D_ONE, FAM_SPLIT_FFN | FAM_FUSED_FFN, 0, false},
+    {"ffn_gate_inp.weight", VECTOR, AT(router), D_ZERO, D_EXPERTS, D_EXPERTS, D_DIM, D_ONE, FAM_MOE, 0, false},
+    {"ffn_gate_inp.bias", VECTOR, AT(router_bias), D_ZERO, D_EXPERTS, D_EXPERTS, D_ONE, D_ONE, FAM_MOE, 0, false},
+    {"ffn_gate_exps.weight", MATRIX, AT(gate), D_ZERO, D_FF, D_FF, D_DIM, D_EXPERTS, FAM_MOE, 0, false},
+    {"ffn_up_exps.weight", MATRIX, AT(up), D_ZERO, D_FF, D_FF, D_DIM, D_EXPERTS, FAM_MOE, 0, false},
+    {"ffn_down_exps.weight", MATRIX, AT(down), D_ZERO, D_DIM, D_DIM, D_FF, D_EXPERTS, FAM_MOE, 0, false},
+    {"ffn_gate_exps.bias", SLICE, AT(gate_bias), D_ZERO, D_FF, D_FF, D_ONE, D_EXPERTS, FAM_MOE, 0, false},
+    {"ffn_up_exps.bias", SLICE, AT(up_bias), D_ZERO, D_FF, D_FF, D_ONE, D_EXPERTS, FAM_MOE, 0, false},
+    {"ffn_down_exps.bias", SLICE, AT(down_bias), D_ZERO, D_DIM, D_DIM, D_ONE, D_EXPERTS, FAM_MOE, 0, false},
+};
+
+static int dim_of(const struct model *m, enum dim d)
+{
+    int q = m->n_head * m->head_dim, kv = m->n_kv_head * m->head_dim;
+    switch (d) {
+    case D_ZERO: return 0;
+    case D_ONE: return 1;
+    case D_DIM: return m->dim;
+    case D_HEAD_DIM: return m->head_dim;
+    case D_HEADS: return m->n_head;
+    case D_Q: return q;
+    case D_KV: return kv;
+    case D_Q_KV: return q + kv;
+    case D_QKV: return q + 2 * kv;
+    case D_FF: return m->n_ff;
+    case D_FF2: return 2 * m->n_ff;
+    case D_EXPERTS: return m->n_expert;
+    }
+    return 0;
+}
+
+/* Vectors have their length in ne[0]; stacked vectors (expert biases) the count in ne[1]; matrices cols, rows, count. */
+static bool check_shape(const struct gguf_tensor *t, enum role_kind kind, int rows, int cols, int stack, struct err *err)
+{
+    bool flat = kind != MATRIX && cols == 1;
+    int64_t want[4] = {flat ? rows : cols, flat ? stack : rows, flat ? 1 : stack, 1};
+    if (memcmp(t->ne, want, sizeof want) != 0)
+        return err_set(err, ERR_MODEL, "tensor %s: shape [%lld, %lld, %lld, %lld], expected [%lld, %lld, %lld, 1]", t->name,
+                       (long long)t->ne[0], (long long)t->ne[1], (long long)t->ne[2], (long long)t->ne[3],
+                       (long long)want[0], (long long)want[1], (long long)want[2]);
+    if (kind == MATRIX && cols % NUM_BLOCK != 0)
+        return err_set(err, ERR_MODEL, "tensor %s: rows of %d weights, expected a multiple of %d", t->name, cols, NUM_BLOCK);
+    if (kind != MATRIX && qtype_info(t->type)->quantised)
+        return err_set(err, ERR_MODEL, "tensor %s: type %s, expected F32, F16 or BF16", t->name, qtype_name(t->type));
+    return true;
+}
+
+static bool bind_role(const struct model *m, int layer, const struct role *role, struct err *err)
+{
+    unsigned flags = m->family->flags;
+    if ((role->when != 0 && (flags & role->when) == 0) || (flags & role->unless) != 0)
+        return true;
+    char name[96];
+    snprintf(name, sizeof name, "blk.%d.%s", layer, role->name);
+    const struct gguf_tensor *t = gguf_tensor(m->gguf, name);
+    if (t == NULL)
+        return role->optional || err_set(err, ERR_MODEL, "tensor %s is missing (architecture %s, %d layers)", name,
+                                         m->arch, m->n_layer);
+    int cols = dim_of(m, role->cols), stack = dim_of(m, role->stack);
+    if (!check_shape(t, role->kind, dim_of(m, role->total), cols, stack, err))
+        return false;
+    char *field = (char *)&m->layer[layer] + role->offset;
+    if (role->kind == VECTOR)
+        *(const struct gguf_tensor **)field = t;
+    else
+        *(struct weight *)field = (struct weight){t, dim_of(m, role->row0), dim_of(m, role->rows), cols, stack};
+    return true;
+}
+
+static bool bind_globals(struct model *m, struct err *err)
+{
+    const struct gguf *g = m->gguf;
+    m->token_embd = gguf_tensor(g, "token_embd.weight");
+    if (m->token_embd == NULL)
+        return err_set(err, ERR_MODEL, "tensor token_embd.weight is missing");
+    if (m->token_embd->ne[1] < 1 || m->token_embd->ne[1] > 1 << 20)
+        return err_set(err, ERR_MODEL, "tensor token_embd.weight: %lld rows, allowed 1 to %d",
+                       (long long)m->token_embd->ne[1], 1 << 20);
+    m->n_vocab = (int)m->token_embd->ne[1];
+    if (!check_shape(m->token_embd, MATRIX, m->n_vocab, m->dim, 1, err))
+        return false;
+    m->output_norm = gguf_tensor(g, "output_norm.weight");
+    if (m->output_norm == NULL)
+        return err_set(err, ERR_MODEL, "tensor output_norm.weight is missing");
+    if (!check_shape(m->output_norm, VECTOR, m->dim, 1, 1, err))
+        return false;
+    m->output = gguf_tensor(g, "output.weight");
+    if (m->output == NULL)
+        m->output = m->token_embd;
+    return check_shape(m->output, MATRIX, m->n_vocab, m->dim, 1, err);
+}
+
+static bool bind_tensors(struct model *m, struct err *err)
+{
+    if (!bind_globals(m, err))
+        return false;
+    m->layer = mem_alloc((size_t)m->n_layer, sizeof *m->layer);
+    if (m->layer == NULL)
+        return err_set(err, ERR_MODEL, "no memory for %d layers", m->n_layer);
+    for (int i = 0; i < m->n_layer; i++)
+        for (size_t r = 0; r < sizeof roles / sizeof *roles; r++)
+            if (!bind_role(m, i, &roles[r], err))
+                return false;
+    for (size_t i = 0; i < gguf_n_tensors(m->gguf); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(m->gguf, i);
+        m->n_params += (size_t)(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]);
+    }
+    return true;
+}
+
+/* ---- hyper-parameters ---- */
+
+/* Reads keys of one architecture; collects what is missing, remembers the first bad one. */
+struct reader {
+    const struct gguf *g;
+    const char *arch;
+    char missing[256];
+    struct err *err;
+    bool bad;
+};
+
+static void note_missing(struct reader *r, const char *key)
+{
+    size_t n = strlen(r->missing);
+    snprintf(r->missing + n, sizeof r->missing - n, "%s%s", n ? ", " : "", key);
+}
+
+enum { REQUIRED = -1 };
+
+/* Integer key "<arch>.suffix" within [min, max]; def REQUIRED = must be there. */
+static int read_int(struct reader *r, const char *suffix, int min, int max, int def)
+{
+    char key[128];
+    snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
+    uint32_t v = 0;
+    struct err e = {0};
+    if (gguf_u32(r->g, key, (uint32_t)min, (uint32_t)max, &v, &e))
+        return (int)v;
+    if (e.code != ERR_NONE && !r->bad) {
+        r->bad = true;
+        *r->err = e;
+    } else if (e.code == ERR_NONE && def == REQUIRED) {
+        note_missing(r, key);
+    }
+    return def;
+}
+
+static float read_float(struct reader *r, const char *suffix, float def, bool required)
+{
+    char key[128];
+    snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
+    float v = def;
+    struct err e = {0};
+    if (!gguf_f32(r->g, key, &v, &e)) {
+        if (e.code != ERR_NONE && !r->bad) {
+            r->bad = true;
+            *r->err = e;
+        } else if (e.code == ERR_NONE && required) {
+            note_missing(r, key);
+        }
+        return def;
+    }
+    return v;
+}
+
+static bool copy_str(const struct gguf *g, const char *key, char *out, size_t size, struct err *err)
+{
+    struct gguf_str s;
+    struct err e = {0};
+    out[0] = 0;
+    if (!gguf_str(g, key, &s, &e)) {
+        if (e.code != ERR_NONE && err != NULL)
+            *err = e;
+        return e.code == ERR_NONE;
+    }
+    size_t n = s.len < size - 1 ? s.len : size - 1;
+    memcpy(out, s.s, n);
+    out[n] = 0;
+    return true;
+}
+
+static bool in_range(const char *arch, const char *suffix, float v, float lo, float hi, struct err *err)
+{
+    if (v >= lo && v <= hi)
+        return true;
+    return err_set(err, ERR_MODEL, "key %s.%s: %g, allowed %g to %g", arch, suffix, (double)v, (double)lo, (double)hi);
+}
+
+static bool read_shape(struct model *m, struct err *err)
+{
+    bool moe = m->family->flags & FAM_MOE;
+    struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
+    m->n_layer = read_int(&r, "block_count", 1, 1024, REQUIRED);
+    m->dim = read_int(&r, "embedding_length", 32, 1 << 16, REQUIRED);
+    m->n_head = read_int(&r, "attention.head_count", 1, 1024, REQUIRED);
+    m->n_kv_head = read_int(&r, "attention.head_count_kv", 1, 1024, m->n_head);
+    m->head_dim = read_int(&r, "attention.key_length", 8, 512, 0);
+    int value_dim = read_int(&r, "attention.value_length", 8, 512, 0);
+    m->n_ff = read_int(&r, "feed_forward_length", 32, 1 << 18, moe ? 0 : REQUIRED);
+    m->n_ctx_train = read_int(&r, "context_length", 1, 1 << 24, REQUIRED);
+    m->n_expert = read_int(&r, "expert_count", 0, 1024, moe ? REQUIRED : 0);
+    m->n_expert_used = read_int(&r, "expert_used_count", 0, 1024, moe ? REQUIRED : 0);
+    m->n_ff = moe ? read_int(&r, "expert_feed_forward_length", 32, 1 << 18, m->n_ff ? m->n_ff : REQUIRED) : m->n_ff;
+    m->norm_eps = read_float(&r, "attention.layer_norm_rms_epsilon", 0, true);
+    if (!gguf_has(m->gguf, "tokenizer.ggml.tokens"))
+        note_missing(&r, "tokenizer.ggml.tokens");
+    if (r.missing[0] != 0)
+        return err_set(err, ERR_MODEL, "missing metadata: %s", r.missing);
+    if (r.bad)
+        return false;
+    if (!in_range(m->arch, "attention.layer_norm_rms_epsilon", m->norm_eps, 0, 1, err))
+        return false;
+    if (m->head_dim == 0) {
+        if (m->dim % m->n_head != 0)
+            return err_set(err, ERR_MODEL, "key %s.attention.head_count: %d does not divide embedding_length %d", m->arch,
+                           m->n_head, m->dim);
+        m->head_dim = m->dim / m->n_head;
+    }
+    if (value_dim != 0 && value_dim != m->head_dim)
+        return err_set(err, ERR_MODEL, "key %s.attention.value_length: %d, expected %d as the keys", m->arch, value_dim,
+                       m->head_dim);
+    if (m->head_dim % 8 != 0 || m->head_dim > 512)
+        return err_set(err, ERR_MODEL, "%s: head dimension %d, expected a multiple of 8 up to 512", m->arch, m->head_dim);
+    if (m->n_head % m->n_kv_head != 0)
+        return err_set(err, ERR_MODEL, "key %s.attention.head_count_kv: %d does not divide head_count %d", m->arch,
+                       m->n_kv_head, m->n_head);
+    if (!moe && m->n_expert > 0)
+        return err_set(err, ERR_MODEL, "key %s.expert_count: %d, but experts are supported in gpt-oss only", m->arch,
+                       m->n_expert);
+    if (moe && (m->n_expert < 1 || m->n_expert_used < 1 || m->n_expert_used > m->n_expert || m->n_expert_used > 64))
+        return err_set(err, ERR_MODEL, "key %s.expert_used_count: %d, allowed 1 to %d", m->arch, m->n_expert_used,
+                       m->n_expert < 64 ? m->n_expert : 64);
+    return true;
+}
+
+/* ---- windows and rope ---- */
+
+static bool layer_slides(const struct family *f, int layer)
+{
+    return f->window_period <= 1 || layer % f->window_period != f->window_period - 1;
+}
+
+static bool read_windows(struct model *m, struct err *err)
+{
+    struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
+    int window = read_int(&r, "attention.sliding_window", 0, 1 << 24, 0);
+    if (r.bad)
+        return false;
+    bool local = m->family->rope_base_local != 0 && window > 0;
+    m->n_rope = local ? 2 : 1;
+    for (int i = 0; i < m->n_layer; i++) {
+        bool slides = window > 0 && layer_slides(m->family, i);
+        m->layer[i].window = slides ? window : 0;
+        m->layer[i].rope = local && slides ? 1 : 0;
+    }
+    return true;
+}
+
+/* How the angles of one table set are scaled; see the model cards of YaRN (arXiv 2309.00071) and Llama 3.1. */
+struct rope_scaling {
+    double base, freq_scale, attn_factor;
+    bool yarn;
+    int n_ctx_orig;
+    const struct gguf_tensor *factors;
+};
+
+static bool make_rope(const struct model *m, int n_rot, const struct rope_scaling *s, struct rope *out, struct err *err)
+{
+    int half = n_rot / 2;
+    *out = (struct rope){.n_rot = n_rot, .neox = (m->family->flags & FAM_NEOX) != 0, .mscale = s->attn_factor};
+    out->inv_freq = mem_alloc((size_t)half, sizeof(double));
+    float *factors = mem_alloc((size_t)half, sizeof(float));
+    if (out->inv_freq == NULL || factors == NULL) {
+        free(factors);
+        return err_set(err, ERR_DEVICE, "no memory for rope tables");
+    }
+    if (s->factors != NULL)
+        qtype_dequant_row(s->factors->type, s->factors->data, (size_t)half, factors);
+    double lo = 0, hi = 0;
+    if (s->yarn) {    /* dimensions that turn 32 times and once over the original context bound the ramp */
+        double per_octave = n_rot / (2 * num_log(s->base));
+        lo = floor(per_octave * num_log(s->n_ctx_orig / (32.0 * 2 * M_PI)));
+        hi = ceil(per_octave * num_log(s->n_ctx_orig / (1.0 * 2 * M_PI)));
+        lo = lo > 0 ? lo : 0;
+        hi = hi < n_rot - 1 ? hi : n_rot - 1;
+        out->mscale *= 1.0 + 0.1 * num_log(1.0 / s->freq_scale);
+    }
+    for (int i = 0; i < half; i++) {
+        double f = num_pow(s->base, -2.0 * i / n_rot);
+        if (s->factors != NULL)
+            f /= (double)factors[i];
+        double scaled = f * s->freq_scale;
+        if (s->yarn) {
+            double t = (i - lo) / (hi - lo > 0.001 ? hi - lo : 0.001);
+            t = t < 0 ? 0 : t > 1 ? 1 : t;
+            scaled = scaled * t + f * (1 - t);
+        }
+        out->inv_freq[i] = scaled;
+    }
+    free(factors);
+    return true;
+}
+
+static bool rope_factors(const struct model *m, const char *name, int half, const struct gguf_tensor **out, struct err *err)
+{
+    *out = gguf_tensor(m->gguf, name);
+    return *out == NULL || check_shape(*out, VECTOR, half, 1, 1, err);
+}
+
+bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], struct err *err)
+{
+    struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
+    int n_rot = read_int(&r, "rope.dimension_count", 2, m->head_dim, m->head_dim);
+    float base = read_float(&r, "rope.freq_base", 10000.0f, false);
+    float factor = read_float(&r, "rope.scaling.factor", 0, false);
+    float attn_factor = read_float(&r, "rope.scaling.attn_factor", 1.0f, false);
+    int n_ctx_orig = read_int(&r, "rope.scaling.original_context_length", 1, 1 << 24, m->n_ctx_train);
+    float base_local = read_float(&r, "rope.freq_base_swa", m->family->rope_base_local, false);
+    if (r.bad)
+        return false;
+    char key[128], kind[32];
+    snprintf(key, sizeof key, "%s.rope.scaling.type", m->arch);
+    if (!copy_str(m->gguf, key, kind, sizeof kind, err))
+        return false;
+    if (!in_range(m->arch, "rope.freq_base", base, 1.001f, 1e12f, err) ||
+        !in_range(m->arch, "rope.scaling.factor", factor, 0, 1e6f, err) ||
+        !in_range(m->arch, "rope.scaling.attn_factor", attn_factor, 1e-3f, 1e3f, err) ||
+        (m->n_rope > 1 && !in_range(m->arch, "rope.freq_base_swa", base_local, 1.001f, 1e12f, err)))
+        return false;
+    if (n_rot % 2 != 0)
+        return err_set(err, ERR_MODEL, "key %s.rope.dimension_count: %d, expected an even number", m->arch, n_rot);
+    static const char *const kinds[] = {"", "none", "linear", "yarn", "longrope", "llama3"};
+    bool known = false;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        known = known || strcmp(kind, kinds[i]) == 0;
+    if (!known)
+        return err_set(err, ERR_MODEL, "key %s: \"%s\", allowed none, linear, yarn, longrope, llama3", key, kind);
+
+    struct rope_scaling s = {.base = base, .freq_scale = 1, .attn_factor = attn_factor, .n_ctx_orig = n_ctx_orig};
+    s.yarn = strcmp(kind, "yarn") == 0;
+    if (factor > 0 && (kind[0] == 0 || s.yarn || strcmp(kind, "linear") == 0))
+        s.freq_scale = 1.0 / (double)factor;
+    const struct gguf_tensor *freqs, *shorter, *longer;
+    if (!rope_factors(m, "rope_freqs.weight", n_rot / 2, &freqs, err) ||
+        !rope_factors(m, "rope_factors_short.weight", n_rot / 2, &shorter, err) ||
+        !rope_factors(m, "rope_factors_long.weight", n_rot / 2, &longer, err))
+        return false;
+    s.factors = freqs != NULL ? freqs : n_ctx > n_ctx_orig ? longer : shorter;
+    memset(rope, 0, ROPE_MAX * sizeof *rope);
+    if (!make_rope(m, n_rot, &s, &rope[0], err))
+        return false;
+    struct rope_scaling local = {.base = base_local, .freq_scale = 1, .attn_factor = 1};
+    return m->n_rope < 2 || make_rope(m, n_rot, &local, &rope[1], err);
+}
+
+/* ---- names ---- */
+
+static const struct {
+    uint32_t id;
+    const char *name;
+} file_types[] = {
+    {0, "F32"}, {1, "F16"}, {2, "Q4_0"}, {3, "Q4_1"}, {7, "Q8_0"}, {8, "Q5_0"}, {9, "Q5_1"}, {10, "Q2_K"},
+    {11, "Q3_K_S"}, {12, "Q3_K_M"}, {13, "Q3_K_L"}, {14, "Q4_K_S"}, {15, "Q4_K_M"}, {16, "Q5_K_S"}, {17, "Q5_K_M"},
+    {18, "Q6_K"}, {21, "Q2_K_S"}, {25, "IQ4_NL"}, {30, "IQ4_XS"}, {32, "BF16"}, {38, "MXFP4"},
+};
+
+static void name_quant(struct model *m)
+{
+    uint32_t id = UINT32_MAX;
+    gguf_u32(m->gguf, "general.file_type", 0, UINT32_MAX - 1, &id, NULL);
+    for (size_t i = 0; i < sizeof file_types / sizeof *file_types; i++)
+        if (file_types[i].id == id)
+            snprintf(m->quant, sizeof m->quant, "%s", file_types[i].name);
+    if (m->quant[0] != 0)
+        return;
+    size_t bytes[QTYPE_N] = {0};
+    int best = 0;
+    for (size_t i = 0; i < gguf_n_tensors(m->gguf); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(m->gguf, i);
+        bytes[t->type] += t->bytes;
+        if (bytes[t->type] > bytes[best])
+            best = (int)t->type;
+    }
+    snprintf(m->quant, sizeof m->quant, "%s", qtype_name((enum qtype)best));
+}
+
+/* The llama architecture serves several families that differ in their tokenizer only. */
+static void name_type(struct model *m)
+{
+    char tok[32], pre[32];
+    const char *type = m->family->type;
+    if (type == NULL) {
+        copy_str(m->gguf, "tokenizer.ggml.model", tok, sizeof tok, NULL);
+        copy_str(m->gguf, "tokenizer.ggml.pre", pre, sizeof pre, NULL);
+        type = strcmp(tok, "llama") == 0      ? "llama2"
+               : strcmp(pre, "llama-bpe") == 0 ? "llama3"
+               : strcmp(pre, "smollm") == 0    ? "smollm2"
+                                               : "llama";
+    }
+    snprintf(m->type, sizeof m->type, "%s", type);
+}
+
+struct model *model_open(const struct gguf *g, struct err *err)
+{
+    struct model *m = mem_alloc(1, sizeof *m);
+    if (m == NULL) {
+        err_set(err, ERR_DEVICE, "no memory for the model's description");
+        return NULL;
+    }
+    m->gguf = g;
+    char families[128];
+    family_list(families, sizeof families);
+    if (!copy_str(g, "general.architecture", m->arch, sizeof m->arch, err) || !copy_str(g, "general.name", m->name, sizeof m->name, err))
+        goto fail;
+    if (m->arch[0] == 0) {
+        err_set(err, ERR_MODEL, "missing metadata: general.architecture (supported: %s)", families);
+        goto fail;
+    }
+    m->family = family_find(m->arch);
+    if (m->family == NULL) {
+        err_set(err, ERR_MODEL, "key general.architecture: \"%s\" is not supported; supported: %s", m->arch, families);
+        goto fail;
+    }
+    if (!read_shape(m, err) || !bind_tensors(m, err) || !read_windows(m, err))
+        goto fail;
+    m->act = m->family->act;
+    m->embed_scale = m->family->flags & FAM_EMBED_SCALE ? sqrtf((float)m->dim) : 1.0f;
+    m->attn_scale = 1.0f / sqrtf((float)m->head_dim);
+    name_quant(m);
+    name_type(m);
+    struct rope rope[ROPE_MAX] = {0};
+    bool ok = model_rope(m, m->n_ctx_train, rope, err);
+    for (int i = 0; i < ROPE_MAX; i++)
+        free(rope[i].inv_freq);
+    if (ok)
+        return m;
+fail:
+    if (err != NULL)
+        err_prefix(err, "%s", gguf_path(g));
+    model_close(m);
+    return NULL;
+}
+
+void model_close(struct model *m)
+{
+    if (m == NULL)
+        return;
+    free(m->layer);
+    free(m);
+}
