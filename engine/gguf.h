@@ -2,8 +2,8 @@
  * offset, type, shape and alignment, in checked arithmetic, without allocating by a number the file claims. After open,
  * what is returned may be trusted. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
  *
- * Errors: ERR_NO_MODEL (missing, not a regular file, unreadable, shard missing), ERR_MODEL (everything else); messages
- * name file, byte offset, key or tensor, what was found and what is allowed. */
+ * Errors: ERR_NO_MODEL (missing, not a regular file, unreadable, shard missing), ERR_SYSTEM (no memory for the index),
+ * ERR_MODEL (everything else); messages name file, byte offset, key or tensor, what was found and what is allowed. */
 #ifndef ENGINE_GGUF_H
 #define ENGINE_GGUF_H
 
@@ -46,9 +46,10 @@ size_t gguf_file_bytes(const struct gguf *g);          /* of all shards */
 
 size_t gguf_n_tensors(const struct gguf *g);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t i);
-const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name);    /* NULL when absent; hashed */
+const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name);    /* NULL when absent */
 
-/* Metadata. The getters return false and set err (ERR_MODEL, naming key, found and expected type) when the key has another
+/* Metadata (of the first shard). gguf_u32 takes an integer of any width, gguf_f32 also f64; strings are valid UTF-8,
+ * array elements any bytes. The getters return false and set err (ERR_MODEL, naming key, found and expected type) when the key has another
  * type or a value outside [min, max]; a missing key is false with err->code == ERR_NONE, so `*out` keeps its default:
  *     uint32_t n = 4; if (!gguf_u32(g, "x.y", 1, 100, &n, err) && err->code) return false; */
 bool gguf_has(const struct gguf *g, const char *key);
@@ -69,8 +70,11 @@ bool gguf_arr(const struct gguf *g, const char *key, enum gguf_type type, struct
 int32_t gguf_arr_i32(const struct gguf_arr *a, size_t i);
 float gguf_arr_f32(const struct gguf_arr *a, size_t i);
 
-/* Tells the kernel that the tensor data is wanted soon / will not be read again (after packing). */
+/* Tells the kernel that the tensor data is wanted soon. */
 void gguf_prefetch(const struct gguf *g);
+
+/* The tensors' data will not be read again (after packing): it is unmapped, the metadata copied in place. From then on
+ * a file that is cut or overwritten cannot reach the process; tensor->data must not be read. */
 void gguf_drop_data(const struct gguf *g);
 
 /* For fuzzing: parses a file image in memory (one shard). The bytes must outlive the gguf. */
