@@ -68,93 +68,37 @@ size_t qtype_row_bytes(enum qtype t, size_t cols)
 }
 
 /* Nibbles of a block of 32: low halves are weights 0..15, high halves 16..31. */
-static void unpack_nibbles(const uint8_t qs[16], int16_t code[32])
+static void raw_nibbles(const uint8_t qs[16], uint8_t q[32])
 {
     for (int k = 0; k < 16; k++) {
-        code[k] = qs[k] & 15;
-        code[k + 16] = qs[k] >> 4;
+        q[k] = qs[k] & 15;
+        q[k + 16] = qs[k] >> 4;
     }
 }
 
-static void add_fifth_bits(const uint8_t qh[4], int16_t code[32])
+static void raw_fifth_bits(const uint8_t qh[4], uint8_t q[32])
 {
     for (int k = 0; k < 32; k++)
-        code[k] = (int16_t)(code[k] | (qh[k / 8] >> k % 8 & 1) << 4);
+        q[k] = (uint8_t)(q[k] | (qh[k / 8] >> k % 8 & 1) << 4);
 }
 
-static void add_offset(int offset, int16_t code[32])
+static void raw_scales(struct qraw32 *out, int s0, int s1)
 {
-    for (int k = 0; k < 32; k++)
-        code[k] = (int16_t)(code[k] + offset);
-}
-
-static void look_up(const int8_t table[16], int16_t code[32])
-{
-    for (int k = 0; k < 32; k++)
-        code[k] = table[code[k]];
-}
-
-static void set_scales(struct qblock32 *out, int s0, int s1)
-{
-    out->scale[0] = (int16_t)s0;
-    out->scale[1] = (int16_t)s1;
-}
-
-static void set_mins(struct qblock32 *out, float m0, float m1)
-{
-    out->min[0] = m0;
-    out->min[1] = m1;
-}
-
-static void unpack_q4_0(const struct block_q4_0 *b, struct qblock32 *out)
-{
-    out->d = num_f16_to_f32(b->d);
-    unpack_nibbles(b->qs, out->code);
-    add_offset(-8, out->code);
-}
-
-static void unpack_q4_1(const struct block_q4_1 *b, struct qblock32 *out)
-{
-    float m = num_f16_to_f32(b->m);
-    out->d = num_f16_to_f32(b->d);
-    unpack_nibbles(b->qs, out->code);
-    set_mins(out, m, m);
-}
-
-static void unpack_q5_0(const struct block_q5_0 *b, struct qblock32 *out)
-{
-    out->d = num_f16_to_f32(b->d);
-    unpack_nibbles(b->qs, out->code);
-    add_fifth_bits(b->qh, out->code);
-    add_offset(-16, out->code);
-}
-
-static void unpack_q5_1(const struct block_q5_1 *b, struct qblock32 *out)
-{
-    float m = num_f16_to_f32(b->m);
-    out->d = num_f16_to_f32(b->d);
-    unpack_nibbles(b->qs, out->code);
-    add_fifth_bits(b->qh, out->code);
-    set_mins(out, m, m);
-}
-
-static void unpack_q8_0(const struct block_q8_0 *b, struct qblock32 *out)
-{
-    out->d = num_f16_to_f32(b->d);
-    for (int k = 0; k < 32; k++)
-        out->code[k] = b->qs[k];
+    out->scale[0] = (int8_t)s0;
+    out->scale[1] = (int8_t)s1;
 }
 
 /* Sub-block j (0..7) of 32 weights of a super-block of 256, here and in the K formats below. */
-static void unpack_q2_k(const struct block_q2_k *b, int j, struct qblock32 *out)
+static void raw_q2_k(const struct block_q2_k *b, int j, struct qraw32 *out)
 {
     const uint8_t *qs = b->qs + 32 * (j / 4), *scales = b->scales + 2 * j;
-    float dmin = num_f16_to_f32(b->dmin);
-    out->d = num_f16_to_f32(b->d);
+    out->d = b->d;
+    out->m = b->dmin;
     for (int k = 0; k < 32; k++)
-        out->code[k] = qs[k] >> 2 * (j % 4) & 3;
-    set_scales(out, scales[0] & 15, scales[1] & 15);
-    set_mins(out, -(dmin * (float)(scales[0] >> 4)), -(dmin * (float)(scales[1] >> 4)));
+        out->q[k] = qs[k] >> 2 * (j % 4) & 3;
+    raw_scales(out, scales[0] & 15, scales[1] & 15);
+    out->min[0] = scales[0] >> 4;
+    out->min[1] = scales[1] >> 4;
 }
 
 static int q3_k_scale(const uint8_t s[12], int i)
@@ -163,99 +107,170 @@ static int q3_k_scale(const uint8_t s[12], int i)
     return (low | high << 4) - 32;
 }
 
-static void unpack_q3_k(const struct block_q3_k *b, int j, struct qblock32 *out)
+static void raw_q3_k(const struct block_q3_k *b, int j, struct qraw32 *out)
 {
     const uint8_t *qs = b->qs + 32 * (j / 4);
-    out->d = num_f16_to_f32(b->d);
+    out->d = b->d;
     for (int k = 0; k < 32; k++)
-        out->code[k] = (int16_t)((qs[k] >> 2 * (j % 4) & 3) + 4 * (b->hmask[k] >> j & 1) - 4);
-    set_scales(out, q3_k_scale(b->scales, 2 * j), q3_k_scale(b->scales, 2 * j + 1));
+        out->q[k] = (uint8_t)((qs[k] >> 2 * (j % 4) & 3) | (b->hmask[k] >> j & 1) << 2);
+    raw_scales(out, q3_k_scale(b->scales, 2 * j), q3_k_scale(b->scales, 2 * j + 1));
 }
 
 /* The scales of Q4_K and Q5_K: 6 bits for scale and minimum. */
-static void unpack_k4_scales(uint16_t d, uint16_t dmin, const uint8_t s[12], int j, struct qblock32 *out)
+static void raw_k4_scales(uint16_t d, uint16_t dmin, const uint8_t s[12], int j, struct qraw32 *out)
 {
     int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
     int min = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
-    float m = -(num_f16_to_f32(dmin) * (float)min);
-    out->d = num_f16_to_f32(d);
-    set_scales(out, scale, scale);
-    set_mins(out, m, m);
+    out->d = d;
+    out->m = dmin;
+    raw_scales(out, scale, scale);
+    out->min[0] = out->min[1] = (uint8_t)min;
 }
 
-static void unpack_q4_k(const struct block_q4_k *b, int j, struct qblock32 *out)
+static void raw_q4_k(const struct block_q4_k *b, int j, struct qraw32 *out)
 {
     const uint8_t *qs = b->qs + 32 * (j / 2);
-    unpack_k4_scales(b->d, b->dmin, b->scales, j, out);
+    raw_k4_scales(b->d, b->dmin, b->scales, j, out);
     for (int k = 0; k < 32; k++)
-        out->code[k] = qs[k] >> 4 * (j % 2) & 15;
+        out->q[k] = qs[k] >> 4 * (j % 2) & 15;
 }
 
-static void unpack_q5_k(const struct block_q5_k *b, int j, struct qblock32 *out)
+static void raw_q5_k(const struct block_q5_k *b, int j, struct qraw32 *out)
 {
     const uint8_t *qs = b->qs + 32 * (j / 2);
-    unpack_k4_scales(b->d, b->dmin, b->scales, j, out);
+    raw_k4_scales(b->d, b->dmin, b->scales, j, out);
     for (int k = 0; k < 32; k++)
-        out->code[k] = (int16_t)((qs[k] >> 4 * (j % 2) & 15) | (b->qh[k] >> j & 1) << 4);
+        out->q[k] = (uint8_t)((qs[k] >> 4 * (j % 2) & 15) | (b->qh[k] >> j & 1) << 4);
 }
 
-static void unpack_q6_k(const struct block_q6_k *b, int j, struct qblock32 *out)
+static void raw_q6_k(const struct block_q6_k *b, int j, struct qraw32 *out)
 {
     const uint8_t *ql = b->ql + 64 * (j / 4) + 32 * (j & 1), *qh = b->qh + 32 * (j / 4);
-    int shift = j % 4 >= 2 ? 4 : 0;
-    out->d = num_f16_to_f32(b->d);
+    int low = j % 4 >= 2 ? 4 : 0, high = 2 * (j % 4);
+    out->d = b->d;
     for (int k = 0; k < 32; k++)
-        out->code[k] = (int16_t)((ql[k] >> shift & 15) + ((qh[k] >> 2 * (j % 4) & 3) << 4) - 32);
-    set_scales(out, b->scales[2 * j], b->scales[2 * j + 1]);
+        out->q[k] = (uint8_t)((ql[k] >> low & 15) | (qh[k] >> high & 3) << 4);
+    raw_scales(out, b->scales[2 * j], b->scales[2 * j + 1]);
 }
 
-static void unpack_iq4_nl(const struct block_iq4_nl *b, struct qblock32 *out)
-{
-    out->d = num_f16_to_f32(b->d);
-    unpack_nibbles(b->qs, out->code);
-    look_up(iq4_values, out->code);
-}
-
-static void unpack_iq4_xs(const struct block_iq4_xs *b, int j, struct qblock32 *out)
+static void raw_iq4_xs(const struct block_iq4_xs *b, int j, struct qraw32 *out)
 {
     int scale = (b->scales_l[j / 2] >> 4 * (j % 2) & 15) | (b->scales_h >> 2 * j & 3) << 4;
-    out->d = num_f16_to_f32(b->d);
-    unpack_nibbles(b->qs + 16 * j, out->code);
-    look_up(iq4_values, out->code);
-    set_scales(out, scale - 32, scale - 32);
+    out->d = b->d;
+    raw_nibbles(b->qs + 16 * j, out->q);
+    raw_scales(out, scale - 32, scale - 32);
 }
 
-static void unpack_mxfp4(const struct block_mxfp4 *b, struct qblock32 *out)
-{
-    out->d = num_e8m0_half(b->e);
-    unpack_nibbles(b->qs, out->code);
-    look_up(mxfp4_values, out->code);
-}
+/* The formats with one block per 32: `type` has d and qs. */
+#define RAW_NIBBLE_BLOCK(type)                                                                                         \
+    const struct type *b = (const struct type *)row + i;                                                               \
+    out->d = b->d;                                                                                                     \
+    raw_nibbles(b->qs, out->q)
 
-void qtype_unpack32(enum qtype t, const void *row, size_t i, struct qblock32 *out)
+void qtype_raw32(enum qtype t, const void *row, size_t i, struct qraw32 *out)
 {
     int j = (int)(i % 8);
-    set_scales(out, 1, 1);
-    set_mins(out, 0, 0);
+    out->m = 0;
+    out->min[0] = out->min[1] = 0;
+    raw_scales(out, 1, 1);
     switch (t) {
-    case QTYPE_Q4_0: unpack_q4_0((const struct block_q4_0 *)row + i, out); break;
-    case QTYPE_Q4_1: unpack_q4_1((const struct block_q4_1 *)row + i, out); break;
-    case QTYPE_Q5_0: unpack_q5_0((const struct block_q5_0 *)row + i, out); break;
-    case QTYPE_Q5_1: unpack_q5_1((const struct block_q5_1 *)row + i, out); break;
-    case QTYPE_Q8_0: unpack_q8_0((const struct block_q8_0 *)row + i, out); break;
-    case QTYPE_Q2_K: unpack_q2_k((const struct block_q2_k *)row + i / 8, j, out); break;
-    case QTYPE_Q3_K: unpack_q3_k((const struct block_q3_k *)row + i / 8, j, out); break;
-    case QTYPE_Q4_K: unpack_q4_k((const struct block_q4_k *)row + i / 8, j, out); break;
-    case QTYPE_Q5_K: unpack_q5_k((const struct block_q5_k *)row + i / 8, j, out); break;
-    case QTYPE_Q6_K: unpack_q6_k((const struct block_q6_k *)row + i / 8, j, out); break;
-    case QTYPE_IQ4_NL: unpack_iq4_nl((const struct block_iq4_nl *)row + i, out); break;
-    case QTYPE_IQ4_XS: unpack_iq4_xs((const struct block_iq4_xs *)row + i / 8, j, out); break;
-    case QTYPE_MXFP4: unpack_mxfp4((const struct block_mxfp4 *)row + i, out); break;
+    case QTYPE_Q4_0: {
+        RAW_NIBBLE_BLOCK(block_q4_0);
+        break;
+    }
+    case QTYPE_Q4_1: {
+        RAW_NIBBLE_BLOCK(block_q4_1);
+        out->m = b->m;
+        break;
+    }
+    case QTYPE_Q5_0: {
+        RAW_NIBBLE_BLOCK(block_q5_0);
+        raw_fifth_bits(b->qh, out->q);
+        break;
+    }
+    case QTYPE_Q5_1: {
+        RAW_NIBBLE_BLOCK(block_q5_1);
+        raw_fifth_bits(b->qh, out->q);
+        out->m = b->m;
+        break;
+    }
+    case QTYPE_Q8_0: {
+        const struct block_q8_0 *b = (const struct block_q8_0 *)row + i;
+        out->d = b->d;
+        memcpy(out->q, b->qs, sizeof out->q);
+        break;
+    }
+    case QTYPE_IQ4_NL: {
+        RAW_NIBBLE_BLOCK(block_iq4_nl);
+        break;
+    }
+    case QTYPE_MXFP4: {
+        const struct block_mxfp4 *b = (const struct block_mxfp4 *)row + i;
+        out->d = b->e;
+        raw_nibbles(b->qs, out->q);
+        break;
+    }
+    case QTYPE_Q2_K: raw_q2_k((const struct block_q2_k *)row + i / 8, j, out); break;
+    case QTYPE_Q3_K: raw_q3_k((const struct block_q3_k *)row + i / 8, j, out); break;
+    case QTYPE_Q4_K: raw_q4_k((const struct block_q4_k *)row + i / 8, j, out); break;
+    case QTYPE_Q5_K: raw_q5_k((const struct block_q5_k *)row + i / 8, j, out); break;
+    case QTYPE_Q6_K: raw_q6_k((const struct block_q6_k *)row + i / 8, j, out); break;
+    case QTYPE_IQ4_XS: raw_iq4_xs((const struct block_iq4_xs *)row + i / 8, j, out); break;
     case QTYPE_F32:
     case QTYPE_F16:
     case QTYPE_BF16:
     case QTYPE_N: assert(!"a quantised format"); break;
     }
+}
+
+/* What a stored code means: code = table[q], or q - offset, or q as a signed byte. */
+static void terms_of_codes(enum qtype t, const uint8_t q[32], int16_t code[32])
+{
+    int offset = 0;
+    switch (t) {
+    case QTYPE_Q8_0:
+        for (int k = 0; k < 32; k++)
+            code[k] = (int8_t)q[k];
+        return;
+    case QTYPE_IQ4_NL:
+    case QTYPE_IQ4_XS:
+    case QTYPE_MXFP4:
+        for (int k = 0; k < 32; k++)
+            code[k] = (t == QTYPE_MXFP4 ? mxfp4_values : iq4_values)[q[k]];
+        return;
+    case QTYPE_Q3_K: offset = 4; break;
+    case QTYPE_Q4_0: offset = 8; break;
+    case QTYPE_Q5_0: offset = 16; break;
+    case QTYPE_Q6_K: offset = 32; break;
+    default: break;
+    }
+    for (int k = 0; k < 32; k++)
+        code[k] = (int16_t)(q[k] - offset);
+}
+
+void qtype_terms(enum qtype t, const struct qraw32 *raw, struct qblock32 *out)
+{
+    const struct qtype_info *info = qtype_info(t);
+    float m = num_f16_to_f32(raw->m);
+    out->d = t == QTYPE_MXFP4 ? num_e8m0_half((uint8_t)raw->d) : num_f16_to_f32(raw->d);
+    terms_of_codes(t, raw->q, out->code);
+    for (int h = 0; h < 2; h++) {
+        out->scale[h] = raw->scale[h];
+        out->min[h] = info->n_mins == 0 ? 0 : info->block_weights == NUM_BLOCK ? m : -(m * (float)raw->min[h]);
+    }
+}
+
+void qtype_unpack32(enum qtype t, const void *row, size_t i, struct qblock32 *out)
+{
+    struct qraw32 raw;
+    qtype_raw32(t, row, i, &raw);
+    qtype_terms(t, &raw, out);
+}
+
+void qtype_dequant32(const struct qblock32 *b, float out[NUM_BLOCK])
+{
+    for (int k = 0; k < NUM_BLOCK; k++)
+        out[k] = b->d * (float)b->scale[k / 16] * (float)b->code[k] + b->min[k / 16];
 }
 
 void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out)
@@ -273,10 +288,9 @@ void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out)
         return;
     default: break;
     }
-    struct qblock32 b;
-    for (size_t i = 0; i < cols / NUM_BLOCK; i++, out += NUM_BLOCK) {
+    for (size_t i = 0; i < cols / NUM_BLOCK; i++) {
+        struct qblock32 b;
         qtype_unpack32(t, row, i, &b);
-        for (int k = 0; k < NUM_BLOCK; k++)
-            out[k] = b.d * (float)b.scale[k / 16] * (float)b.code[k] + b.min[k / 16];
+        qtype_dequant32(&b, out + NUM_BLOCK * i);
     }
 }

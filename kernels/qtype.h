@@ -41,10 +41,25 @@ struct qblock32 {
     float min[2];         /* minimum terms, already multiplied: m, or -(dmin * (float)m); 0 when the format has none */
 };
 
+/* The same 32 weights as they are stored, the bits brought together: what a packed layout keeps. */
+struct qraw32 {
+    uint8_t q[32];        /* codes without offset or table; the signed byte for Q8_0 */
+    int8_t scale[2];      /* as in qblock32 */
+    uint8_t min[2];       /* K formats: the integer m of dmin * m */
+    uint16_t d, m;        /* bits of the half (MXFP4: the exponent byte); m is dmin in the K formats, 0 if none */
+};
+
 /* Block i of 32 (i counts over the whole row) of a row that starts at `row`. */
 void qtype_unpack32(enum qtype t, const void *row, size_t i, struct qblock32 *out);
 
-/* A row as float: (d * scale) * code + min, one rounding each in that order; F32/F16/BF16 exactly. */
+/* The two halves of qtype_unpack32. */
+void qtype_raw32(enum qtype t, const void *row, size_t i, struct qraw32 *out);
+void qtype_terms(enum qtype t, const struct qraw32 *raw, struct qblock32 *out);
+
+/* 32 weights as float: (d * scale) * code + min, one rounding each in that order. */
+void qtype_dequant32(const struct qblock32 *b, float out[32]);
+
+/* A row as float: every block as in qtype_dequant32; F32/F16/BF16 exactly. */
 void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out);
 
 extern const int8_t iq4_values[16];

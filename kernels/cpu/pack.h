@@ -29,4 +29,7 @@ void pack_dequant_row(enum qtype t, const void *group, int row, int cols, float 
 /* Block i of 32 of one row of a group in the numeric contract's terms (quantised formats). */
 void pack_unpack32(enum qtype t, const void *group, int row, int i, struct qblock32 *out);
 
+/* Weight k of one row of a group (float formats). */
+float pack_float(enum qtype t, const void *group, int row, int k);
+
 #endif
