@@ -1,7 +1,17 @@
 /* The sampler: from logits to one token, in a fixed order of stages: penalties, logit bias, grammar mask, temperature,
- * top-k, top-p, min-p, draw. A pure function of (logits, history, params, position): probabilities are 64-bit fixed point
- * (integer sums are associative), order is by value and then lower id, and the generator is counter-based, keyed by
- * (seed, position), so that a token depends on nothing but its request. */
+ * top-k, top-p, min-p, draw. A pure function of (logits, history, params, position), the same on every machine.
+ *
+ * Exactly: v = logits after penalties, bias and mask (NaN counts as -infinity, +infinity as the largest float), max = the
+ * largest v. Temperature 0 takes it. Else a token weighs w = floor(num_exp((v - max) / temperature) * 2^40), an integer;
+ * tokens are ordered by v, largest first, then by lower id, and
+ *   top-k  keeps the first k of that order;
+ *   top-p  keeps the shortest prefix of what is left whose weights sum to at least
+ *          ceil(total * floor(top_p * 2^32) / 2^32), one token at least;
+ *   min-p  keeps w >= ceil(min_p * 2^40), min_p of the largest weight;
+ *   draw   walks what is left in order of id and takes the token in whose weight r = floor(total * u / 2^64) falls, where
+ *          u is the first 64 bits (first word high) of Philox4x32-10 with key = seed and counter = (position, 0), both
+ *          low word first.
+ * Sums of integers are associative, so any split over lanes, threads or a device draws the same token. */
 #ifndef ENGINE_SAMPLER_H
 #define ENGINE_SAMPLER_H
 
@@ -16,12 +26,12 @@ struct logit_bias {
 
 /* Neutral values switch a stage off. Ranges are checked by the caller (api/request.c's table). */
 struct sample_params {
-    float temperature;            /* 0 = greedy (after penalties, bias and mask) */
+    float temperature;            /* 0 = greedy (after penalties, bias and mask; the lower id wins a tie) */
     float top_p;                  /* 1 = off */
     int top_k;                    /* 0 = off */
     float min_p;                  /* 0 = off */
-    float repetition_penalty;     /* 1 = off; over prompt and output */
-    float frequency_penalty, presence_penalty;   /* 0 = off; over output */
+    float repetition_penalty;     /* 1 = off; over prompt and output: divides what is positive, multiplies the rest */
+    float frequency_penalty, presence_penalty;   /* 0 = off; over output: subtracts frequency * count + presence */
     const struct logit_bias *bias;
     int n_bias;
     uint64_t seed;
@@ -29,7 +39,7 @@ struct sample_params {
 #define SAMPLE_DEFAULTS {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f}
 
 struct sampler;    /* scratch for one vocabulary; used by one thread */
-struct sampler *sampler_new(int n_vocab);
+struct sampler *sampler_new(int n_vocab);    /* NULL = no memory */
 void sampler_free(struct sampler *s);
 
 struct sample_in {
@@ -43,9 +53,12 @@ struct sample_in {
     int n_banned;
 };
 
+/* Always an id of the vocabulary: when no logit is left, the lowest id that is neither masked nor banned (0 if all are).
+ * Ids outside the vocabulary in history, bias and banned are ignored. */
 int32_t sampler_draw(struct sampler *s, const struct sample_in *in);
 
-/* Log-probabilities of the raw model distribution (before any stage): of `token`, and the k best with their ids. */
+/* Log-probabilities of the raw model distribution (before any stage): of `token`, and the k best with their ids, best
+ * first, the lower id first among equals. Never below -9999 (JSON knows no infinity). */
 struct token_logprob {
     int32_t token;
     float logprob;
