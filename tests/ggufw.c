@@ -236,3 +236,18 @@ bool ggufw_header(struct ggufw *w, struct buf *out)
     buf_add(out, zeros, (GGUFW_ALIGNMENT - out->len % GGUFW_ALIGNMENT) % GGUFW_ALIGNMENT);
     return !w->failed && !out->failed;
 }
+
+bool ggufw_image(struct ggufw *w, struct buf *out)
+{
+    bool ok = ggufw_header(w, out);
+    for (size_t i = 0; ok && i < w->n_tensors; i++) {
+        size_t n = (w->tensors[i].bytes + GGUFW_ALIGNMENT - 1) / GGUFW_ALIGNMENT * GGUFW_ALIGNMENT;
+        char *data = mem_alloc(n, 1);
+        if (data == NULL)
+            return false;
+        memset(data, (int)i + 1, n);
+        ok = buf_add(out, data, n);
+        free(data);
+    }
+    return ok;
+}

@@ -58,4 +58,7 @@ struct ggufw_tensor *ggufw_tensor_at(struct ggufw *w, size_t i);
  * section. */
 bool ggufw_header(struct ggufw *w, struct buf *out);
 
+/* The header, and data: every byte of tensor i is i + 1. */
+bool ggufw_image(struct ggufw *w, struct buf *out);
+
 #endif
