@@ -1,4 +1,4 @@
-# inferd. Targets: all, check, check-style, asan, tsan, bench, install; `make help` lists them.
+# inferd. Targets: all, check, check-style, asan, tsan, fuzz, bench, install; `make help` lists them.
 # Programs land in build/, objects in build/obj/$(CONFIG)/.
 CONFIG  ?= release
 BUILD   ?= build
@@ -13,6 +13,7 @@ WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpoi
 OPT     := -O2 -g
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
+SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
 SAN     := $(SAN_$(CONFIG))
 # No contraction, no fast math: the numeric contract (docs/numerics.md) writes every fused operation.
 CFLAGS  := -std=gnu11 $(OPT) $(WARN) $(SAN) -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread \
@@ -36,14 +37,15 @@ TEXT    := $(call src,engine/text/*.c)
 API     := $(call src,api/*.c)
 DAEMON  := $(call src,daemon/*.c)
 TESTS   := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
-HELPERS := $(filter-out tests/test_% tests/make_%,$(wildcard tests/*.c))
+HELPERS := $(filter-out tests/test_% tests/make_% tests/fuzz_%,$(wildcard tests/*.c))
 TOOLS   := $(patsubst tests/%.c,%,$(wildcard tests/make_*.c))
+FUZZERS := $(patsubst tests/%.c,%,$(wildcard tests/fuzz_*.c))
 objs    = $(patsubst %.c,$(OBJ)/%.o,$1)
 
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
             $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
 
-.PHONY: all tests check check-style asan tsan bench install clean help
+.PHONY: all tests check check-style asan tsan fuzz fuzzers bench install clean help
 .SECONDARY:
 all: $(PROGRAMS)
 
@@ -68,6 +70,9 @@ $(BIN)/test_%: $(OBJ)/tests/test_%.o $(OBJ)/libtest.a $(ARCHIVES)
 $(BIN)/make_%: $(OBJ)/tests/make_%.o $(OBJ)/libtest.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lm
 
+$(BIN)/fuzz_%: $(OBJ)/tests/fuzz_%.o $(OBJ)/libtest.a $(ARCHIVES)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+
 $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D) $(BIN)
 	$(CC) $(CFLAGS) $(if $(findstring kernels/cpu/,$<),-O3 $(call isa_of,$<)) -MMD -MP -c -o $@ $<
@@ -81,6 +86,17 @@ check-style:
 asan tsan:
 	$(MAKE) CONFIG=$@ tests
 	scripts/run-tests $(BUILD)/$@ $(TESTS)
+
+# Each fuzz target for FUZZ_SECONDS, from the corpus that earlier runs left.
+FUZZ_SECONDS ?= 60
+fuzzers: $(addprefix $(BIN)/,$(FUZZERS))
+fuzz:
+	$(MAKE) CONFIG=fuzz CC=clang fuzzers
+	for f in $(FUZZERS); do \
+	    mkdir -p $(BUILD)/fuzz/corpus/$$f && \
+	    $(BUILD)/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+	        -artifact_prefix=$(BUILD)/fuzz/$$f. $(BUILD)/fuzz/corpus/$$f || exit 1; \
+	done
 
 clean:
 	rm -rf $(BUILD)
