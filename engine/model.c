@@ -404,6 +404,8 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
         !rope_factors(m, "rope_factors_short.weight", n_rot / 2, &shorter, err) ||
         !rope_factors(m, "rope_factors_long.weight", n_rot / 2, &longer, err))
         return false;
+    if ((shorter == NULL) != (longer == NULL))
+        return err_set(err, ERR_MODEL, "tensor rope_factors_%s.weight is missing", shorter == NULL ? "short" : "long");
     s.factors = freqs != NULL ? freqs : n_ctx > n_ctx_orig ? longer : shorter;
     memset(rope, 0, ROPE_MAX * sizeof *rope);
     if (!make_rope(m, n_rot, &s, &rope[0], err))
