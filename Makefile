@@ -98,5 +98,18 @@ fuzz:
 	        -artifact_prefix=$(BUILD)/fuzz/$$f. $(BUILD)/fuzz/corpus/$$f || exit 1; \
 	done
 
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	sed 's#/usr/local/bin#$(PREFIX)/bin#' systemd/inferd.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/inferd.service
+
+help:
+	@echo 'all          the programs, in $(BIN)/: $(notdir $(PROGRAMS))'
+	@echo 'check        build and run all tests, check the style'
+	@echo 'check-style  the rules that a grep can hold'
+	@echo 'asan, tsan   the tests under the address and undefined-behaviour, or the thread sanitizer'
+	@echo 'install      to $$(DESTDIR)$$(PREFIX), by default /usr/local'
+	@echo 'clean        remove $(BUILD)/'
+
 clean:
 	rm -rf $(BUILD)
