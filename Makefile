@@ -76,6 +76,7 @@ $(BIN)/fuzz_%: $(OBJ)/tests/fuzz_%.o $(OBJ)/libtest.a $(ARCHIVES)
 $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D) $(BIN)
 	$(CC) $(CFLAGS) $(if $(findstring kernels/cpu/,$<),-O3 $(call isa_of,$<)) -MMD -MP -c -o $@ $<
+$(OBJ)/api/embed.o: openapi.yaml api/page.html
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
 
 tests: all $(addprefix $(BIN)/,$(TESTS) $(TOOLS))
