@@ -1,31 +1,39 @@
-/* Weight formats: the table of names and sizes, and the one decoder per format. Clarity before speed: the decoders run
- * at load, in the scalar reference and in tests, never in a product. */
+/* Weight formats: the table of names and sizes, and the one decoder per format. Clarity before
+ * speed: the decoders run at load, in the scalar reference and in tests, never in a product. */
 #include "kernels/qtype.h"
 
 #include "kernels/numerics.h"
 
 #include <assert.h>
 
-const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                               1,    13,   25,  38,  53,  69,  89,  113};
 const int8_t mxfp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 static const struct qtype_info infos[QTYPE_N] = {
-#define QTYPE(name, id, n, block, mins)                                                                                \
-    [QTYPE_##name] = {#name, id, n, sizeof(block), mins,                                                               \
-                      QTYPE_##name != QTYPE_F32 && QTYPE_##name != QTYPE_F16 && QTYPE_##name != QTYPE_BF16},
+#define QTYPE(name, id, n, block, mins)                                                            \
+    [QTYPE_##name] = {                                                                             \
+        #name,                                                                                     \
+        id,                                                                                        \
+        n,                                                                                         \
+        sizeof(block),                                                                             \
+        mins,                                                                                      \
+        QTYPE_##name != QTYPE_F32 && QTYPE_##name != QTYPE_F16 && QTYPE_##name != QTYPE_BF16},
 #include "kernels/qtypes.def"
 #undef QTYPE
 };
 
-/* Formats that exist in files but are not computed with: only their names, for the message that refuses them. */
+/* Formats that exist in files but are not computed with: only their names, for the message that
+ * refuses them. */
 static const struct {
     unsigned id;
     const char *name;
 } unsupported[] = {
-    {4, "Q4_2"},     {5, "Q4_3"},     {9, "Q8_1"},     {15, "Q8_K"},     {16, "IQ2_XXS"},  {17, "IQ2_XS"},
-    {18, "IQ3_XXS"}, {19, "IQ1_S"},   {21, "IQ3_S"},   {22, "IQ2_S"},    {24, "I8"},       {25, "I16"},
-    {26, "I32"},     {27, "I64"},     {28, "F64"},     {29, "IQ1_M"},    {31, "Q4_0_4_4"}, {32, "Q4_0_4_8"},
-    {33, "Q4_0_8_8"}, {34, "TQ1_0"},  {35, "TQ2_0"},   {40, "NVFP4"},    {41, "Q1_0"},
+    {4, "Q4_2"},    {5, "Q4_3"},      {9, "Q8_1"},      {15, "Q8_K"},     {16, "IQ2_XXS"},
+    {17, "IQ2_XS"}, {18, "IQ3_XXS"},  {19, "IQ1_S"},    {21, "IQ3_S"},    {22, "IQ2_S"},
+    {24, "I8"},     {25, "I16"},      {26, "I32"},      {27, "I64"},      {28, "F64"},
+    {29, "IQ1_M"},  {31, "Q4_0_4_4"}, {32, "Q4_0_4_8"}, {33, "Q4_0_8_8"}, {34, "TQ1_0"},
+    {35, "TQ2_0"},  {40, "NVFP4"},    {41, "Q1_0"},
 };
 
 const struct qtype_info *qtype_info(enum qtype t)
@@ -162,9 +170,9 @@ static void raw_iq4_xs(const struct block_iq4_xs *b, int j, struct qraw32 *out)
 }
 
 /* The formats with one block per 32: `type` has d and qs. */
-#define RAW_NIBBLE_BLOCK(type)                                                                                         \
-    const struct type *b = (const struct type *)row + i;                                                               \
-    out->d = b->d;                                                                                                     \
+#define RAW_NIBBLE_BLOCK(type)                                                                     \
+    const struct type *b = (const struct type *)row + i;                                           \
+    out->d = b->d;                                                                                 \
     raw_nibbles(b->qs, out->q)
 
 void qtype_raw32(enum qtype t, const void *row, size_t i, struct qraw32 *out)
@@ -210,16 +218,30 @@ void qtype_raw32(enum qtype t, const void *row, size_t i, struct qraw32 *out)
         raw_nibbles(b->qs, out->q);
         break;
     }
-    case QTYPE_Q2_K: raw_q2_k((const struct block_q2_k *)row + i / 8, j, out); break;
-    case QTYPE_Q3_K: raw_q3_k((const struct block_q3_k *)row + i / 8, j, out); break;
-    case QTYPE_Q4_K: raw_q4_k((const struct block_q4_k *)row + i / 8, j, out); break;
-    case QTYPE_Q5_K: raw_q5_k((const struct block_q5_k *)row + i / 8, j, out); break;
-    case QTYPE_Q6_K: raw_q6_k((const struct block_q6_k *)row + i / 8, j, out); break;
-    case QTYPE_IQ4_XS: raw_iq4_xs((const struct block_iq4_xs *)row + i / 8, j, out); break;
+    case QTYPE_Q2_K:
+        raw_q2_k((const struct block_q2_k *)row + i / 8, j, out);
+        break;
+    case QTYPE_Q3_K:
+        raw_q3_k((const struct block_q3_k *)row + i / 8, j, out);
+        break;
+    case QTYPE_Q4_K:
+        raw_q4_k((const struct block_q4_k *)row + i / 8, j, out);
+        break;
+    case QTYPE_Q5_K:
+        raw_q5_k((const struct block_q5_k *)row + i / 8, j, out);
+        break;
+    case QTYPE_Q6_K:
+        raw_q6_k((const struct block_q6_k *)row + i / 8, j, out);
+        break;
+    case QTYPE_IQ4_XS:
+        raw_iq4_xs((const struct block_iq4_xs *)row + i / 8, j, out);
+        break;
     case QTYPE_F32:
     case QTYPE_F16:
     case QTYPE_BF16:
-    case QTYPE_N: assert(!"a quantised format"); break;
+    case QTYPE_N:
+        assert(!"a quantised format");
+        break;
     }
 }
 
@@ -238,11 +260,20 @@ static void terms_of_codes(enum qtype t, const uint8_t q[32], int16_t code[32])
         for (int k = 0; k < 32; k++)
             code[k] = (t == QTYPE_MXFP4 ? mxfp4_values : iq4_values)[q[k]];
         return;
-    case QTYPE_Q3_K: offset = 4; break;
-    case QTYPE_Q4_0: offset = 8; break;
-    case QTYPE_Q5_0: offset = 16; break;
-    case QTYPE_Q6_K: offset = 32; break;
-    default: break;
+    case QTYPE_Q3_K:
+        offset = 4;
+        break;
+    case QTYPE_Q4_0:
+        offset = 8;
+        break;
+    case QTYPE_Q5_0:
+        offset = 16;
+        break;
+    case QTYPE_Q6_K:
+        offset = 32;
+        break;
+    default:
+        break;
     }
     for (int k = 0; k < 32; k++)
         code[k] = (int16_t)(q[k] - offset);
@@ -256,7 +287,9 @@ void qtype_terms(enum qtype t, const struct qraw32 *raw, struct qblock32 *out)
     terms_of_codes(t, raw->q, out->code);
     for (int h = 0; h < 2; h++) {
         out->scale[h] = raw->scale[h];
-        out->min[h] = info->n_mins == 0 ? 0 : info->block_weights == NUM_BLOCK ? m : -(m * (float)raw->min[h]);
+        out->min[h] = info->n_mins == 0                  ? 0
+                      : info->block_weights == NUM_BLOCK ? m
+                                                         : -(m * (float)raw->min[h]);
     }
 }
 
@@ -277,7 +310,9 @@ void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out)
 {
     const uint16_t *half = row;
     switch (t) {
-    case QTYPE_F32: memcpy(out, row, cols * sizeof *out); return;
+    case QTYPE_F32:
+        memcpy(out, row, cols * sizeof *out);
+        return;
     case QTYPE_F16:
         for (size_t k = 0; k < cols; k++)
             out[k] = num_f16_to_f32(half[k]);
@@ -286,7 +321,8 @@ void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out)
         for (size_t k = 0; k < cols; k++)
             out[k] = num_bf16_to_f32(half[k]);
         return;
-    default: break;
+    default:
+        break;
     }
     for (size_t i = 0; i < cols / NUM_BLOCK; i++) {
         struct qblock32 b;

@@ -1,5 +1,6 @@
-/* Packing and products: the packed form gives the source's values back; the scalar products are the numeric contract,
- * computed here literally from the unpacked source; every instruction set of this machine gives the scalar's bytes. */
+/* Packing and products: the packed form gives the source's values back; the scalar products are the
+ * numeric contract, computed here literally from the unpacked source; every instruction set of this
+ * machine gives the scalar's bytes. */
 #include "kernels/cpu/product.h"
 #include "tests/weights.h"
 
@@ -16,19 +17,28 @@ static float activation(enum fill_act fill, uint64_t *state)
 {
     float x = weights_uniform(state);
     switch (fill) {
-    case ACT_RANDOM: return x * 4;
-    case ACT_EXTREME: return x < -0.95f ? -1.0f : 1.0f; /* nearly all codes 127 */
+    case ACT_RANDOM:
+        return x * 4;
+    case ACT_EXTREME:
+        return x < -0.95f ? -1.0f : 1.0f; /* nearly all codes 127 */
     case ACT_SPECIAL:
         switch (weights_random(state) % 400) {
-        case 0: return INFINITY;
-        case 1: return -INFINITY;
+        case 0:
+            return INFINITY;
+        case 1:
+            return -INFINITY;
         case 2:
-        case 3: return NAN;
-        case 4: return 3e38f;
-        case 5: return 1e-38f;
-        default: return x;
+        case 3:
+            return NAN;
+        case 4:
+            return 3e38f;
+        case 5:
+            return 1e-38f;
+        default:
+            return x;
         }
-    default: return 0;
+    default:
+        return 0;
     }
 }
 
@@ -48,7 +58,8 @@ static void *get(size_t bytes)
     return p;
 }
 
-static void make(struct problem *p, const struct product_isa *isa, enum weights_fill wf, enum fill_act af, uint64_t seed)
+static void make(struct problem *p, const struct product_isa *isa, enum weights_fill wf,
+                 enum fill_act af, uint64_t seed)
 {
     bool quantised = qtype_info(p->type)->quantised;
     p->row_bytes = qtype_row_bytes(p->type, (size_t)p->cols);
@@ -63,7 +74,8 @@ static void make(struct problem *p, const struct product_isa *isa, enum weights_
     for (int g = 0; g < pack_n_groups(p->n_out); g++) {
         int left = p->n_out - g * PACK_ROWS;
         pack_group(p->type, p->src + (size_t)(g * PACK_ROWS) * p->row_bytes, p->row_bytes,
-                   left < PACK_ROWS ? left : PACK_ROWS, p->cols, p->groups + (size_t)g * p->group_bytes);
+                   left < PACK_ROWS ? left : PACK_ROWS, p->cols,
+                   p->groups + (size_t)g * p->group_bytes);
     }
     for (int k = 0; k < p->cols * p->n_rows; k++)
         p->x[k] = activation(af, &seed);
@@ -146,14 +158,17 @@ static int block_weights(int t)
 /* Packed rows are the source's rows. _i is the format. */
 START_TEST(pack_keeps_values)
 {
-    struct problem p = {.type = (enum qtype)_i, .n_out = MAX_OUT, .cols = 3 * block_weights(_i), .n_rows = 1};
+    struct problem p = {
+        .type = (enum qtype)_i, .n_out = MAX_OUT, .cols = 3 * block_weights(_i), .n_rows = 1};
     float a[768], b[768];
     make(&p, &product_scalar, WEIGHTS_RANDOM, ACT_ZERO, 1);
     for (int o = 0; o < p.n_out; o++) {
         qtype_dequant_row(p.type, p.src + (size_t)o * p.row_bytes, (size_t)p.cols, a);
-        pack_dequant_row(p.type, p.groups + (size_t)(o / PACK_ROWS) * p.group_bytes, o % PACK_ROWS, p.cols, b);
+        pack_dequant_row(p.type, p.groups + (size_t)(o / PACK_ROWS) * p.group_bytes, o % PACK_ROWS,
+                         p.cols, b);
         for (int k = 0; k < p.cols; k++)
-            ck_assert_msg(same(a[k], b[k]), "%s row %d weight %d: %g, packed %g", qtype_name(p.type), o, k, a[k], b[k]);
+            ck_assert_msg(same(a[k], b[k]), "%s row %d weight %d: %g, packed %g",
+                          qtype_name(p.type), o, k, a[k], b[k]);
     }
     drop(&p);
 }
@@ -161,7 +176,8 @@ END_TEST
 
 START_TEST(scalar_is_the_contract)
 {
-    for (int cols = block_weights(_i); cols <= 1024; cols += cols < 160 ? block_weights(_i) : 7 * block_weights(_i)) {
+    for (int cols = block_weights(_i); cols <= 1024;
+         cols += cols < 160 ? block_weights(_i) : 7 * block_weights(_i)) {
         struct problem p = {.type = (enum qtype)_i, .n_out = 11, .cols = cols, .n_rows = 2};
         float out[2][16];
         make(&p, &product_scalar, WEIGHTS_RANDOM, ACT_RANDOM, (uint64_t)cols);
@@ -169,8 +185,10 @@ START_TEST(scalar_is_the_contract)
         for (int r = 0; r < 2; r++)
             for (int o = 0; o < 11; o++) {
                 const float *x = p.x + r * cols;
-                float want = qtype_info(p.type)->quantised ? literal_quantised(&p, o, x) : literal_float(&p, o, x);
-                ck_assert_msg(same(want, out[r][o]), "%s cols %d row %d output %d: expected %.9g, got %.9g",
+                float want = qtype_info(p.type)->quantised ? literal_quantised(&p, o, x)
+                                                           : literal_float(&p, o, x);
+                ck_assert_msg(same(want, out[r][o]),
+                              "%s cols %d row %d output %d: expected %.9g, got %.9g",
                               qtype_name(p.type), cols, r, o, want, out[r][o]);
             }
         drop(&p);
@@ -178,7 +196,8 @@ START_TEST(scalar_is_the_contract)
 }
 END_TEST
 
-static void compare(const struct product_isa *isa, struct problem *p, enum weights_fill wf, enum fill_act af)
+static void compare(const struct product_isa *isa, struct problem *p, enum weights_fill wf,
+                    enum fill_act af)
 {
     enum { PAD = 3 };
     int n_groups = pack_n_groups(p->n_out), stride = n_groups * PACK_ROWS + PAD;
@@ -187,13 +206,15 @@ static void compare(const struct product_isa *isa, struct problem *p, enum weigh
     for (size_t i = 0; i < n; i++)
         want[i] = got[i] = 12345;
     make(p, isa, wf, af, (uint64_t)(p->cols + p->n_rows));
-    product_scalar.product[p->type](p->groups, n_groups, p->cols, p->acts, p->act_stride, p->n_rows, want,
-                                    (size_t)stride);
-    isa->product[p->type](p->groups, n_groups, p->cols, p->acts, p->act_stride, p->n_rows, got, (size_t)stride);
+    product_scalar.product[p->type](p->groups, n_groups, p->cols, p->acts, p->act_stride, p->n_rows,
+                                    want, (size_t)stride);
+    isa->product[p->type](p->groups, n_groups, p->cols, p->acts, p->act_stride, p->n_rows, got,
+                          (size_t)stride);
     for (size_t i = 0; i < n; i++)
-        ck_assert_msg(same(want[i], got[i]), "%s %s cols %d rows %d fill %d/%d at [%zu][%zu]: expected %.9g, got %.9g",
-                      isa->name, qtype_name(p->type), p->cols, p->n_rows, wf, af, i / (size_t)stride,
-                      i % (size_t)stride, want[i], got[i]);
+        ck_assert_msg(same(want[i], got[i]),
+                      "%s %s cols %d rows %d fill %d/%d at [%zu][%zu]: expected %.9g, got %.9g",
+                      isa->name, qtype_name(p->type), p->cols, p->n_rows, wf, af,
+                      i / (size_t)stride, i % (size_t)stride, want[i], got[i]);
     free(want);
     free(got);
     drop(p);
@@ -212,7 +233,8 @@ START_TEST(isa_shapes)
         const struct product_isa *table = isa_table((enum isa)isa);
         for (int units = 1; table && units <= 40; units += units < 6 ? 1 : 11)
             for (int rows = 1; rows <= MAX_ROWS && units * block_weights(_i) <= 1536; rows++) {
-                struct problem p = {.type = (enum qtype)_i, .n_out = rows % 3 == 0 ? MAX_OUT : 8 * (rows % 4 + 1)};
+                struct problem p = {.type = (enum qtype)_i,
+                                    .n_out = rows % 3 == 0 ? MAX_OUT : 8 * (rows % 4 + 1)};
                 p.cols = units * block_weights(_i);
                 p.n_rows = rows;
                 compare(table, &p, WEIGHTS_RANDOM, ACT_RANDOM);
@@ -228,7 +250,8 @@ START_TEST(isa_extremes)
         const struct product_isa *table = isa_table((enum isa)isa);
         for (int i = 0; table && i < WEIGHTS_FILL_N * ACT_FILL_N; i++) {
             struct problem p = {.type = (enum qtype)_i, .n_out = 24, .cols = 1024, .n_rows = 5};
-            compare(table, &p, (enum weights_fill)(i / ACT_FILL_N), (enum fill_act)(i % ACT_FILL_N));
+            compare(table, &p, (enum weights_fill)(i / ACT_FILL_N),
+                    (enum fill_act)(i % ACT_FILL_N));
         }
     }
 }
@@ -241,7 +264,8 @@ START_TEST(quantise_bytes)
     struct act_block *want = get(act_row_bytes(COLS)), *got = get(act_row_bytes(COLS));
     uint64_t seed = 7;
     for (int i = 0; i < COLS; i++) /* blocks of every kind, halfway cases included */
-        x[i] = i / 32 % 5 == 4 ? (float)(i % 255 - 127) * 0.5f : activation((enum fill_act)(i / 32 % 5), &seed);
+        x[i] = i / 32 % 5 == 4 ? (float)(i % 255 - 127) * 0.5f
+                               : activation((enum fill_act)(i / 32 % 5), &seed);
     for (int k = 0; k < 32; k++) {
         x[k] = k == 9 ? NUM_QUANT_TINY * 0.99f : 0; /* below the range, at both ends, above it */
         x[32 + k] = k == 9 ? NUM_QUANT_TINY : NUM_QUANT_TINY / 3;
@@ -257,7 +281,8 @@ START_TEST(quantise_bytes)
         if (table)
             table->quantise(x, COLS, got);
         for (int i = 0; table && i < COLS / 32; i++)
-            ck_assert_msg(memcmp(&got[i], &want[i], sizeof got[i]) == 0, "%s: block %d differs", table->name, i);
+            ck_assert_msg(memcmp(&got[i], &want[i], sizeof got[i]) == 0, "%s: block %d differs",
+                          table->name, i);
     }
     free(x);
     free(want);
@@ -271,7 +296,8 @@ START_TEST(best_is_present)
     ck_assert_ptr_eq(product_isa(ISA_SCALAR), &product_scalar);
     for (int isa = 0; isa < ISA_N; isa++)
         for (int t = 0; product_isa((enum isa)isa) && t < QTYPE_N; t++)
-            ck_assert_msg(product_isa((enum isa)isa)->product[t] != NULL, "no product for %s", qtype_name((enum qtype)t));
+            ck_assert_msg(product_isa((enum isa)isa)->product[t] != NULL, "no product for %s",
+                          qtype_name((enum qtype)t));
 }
 END_TEST
 

@@ -58,9 +58,11 @@ void weights_row(enum qtype t, enum weights_fill fill, uint64_t *state, size_t c
     for (size_t i = 0; i < qtype_row_bytes(t, cols); i++)
         p[i] = fill == WEIGHTS_RANDOM ? (uint8_t)weights_random(state) : byte[fill];
     for (size_t b = 0; b < cols / (size_t)info->block_weights; b++, p += info->block_bytes) {
-        uint16_t d = num_f32_to_f16(weights_uniform(state)), m = num_f32_to_f16(weights_uniform(state));
+        uint16_t d = num_f32_to_f16(weights_uniform(state)),
+                 m = num_f32_to_f16(weights_uniform(state));
         if (t == QTYPE_MXFP4) {
-            *p = (uint8_t)(weights_random(state) % 16 ? 112 + weights_random(state) % 16 : weights_random(state) % 3);
+            *p = (uint8_t)(weights_random(state) % 16 ? 112 + weights_random(state) % 16
+                                                      : weights_random(state) % 3);
             continue;
         }
         memcpy(p + halves[t].d, &d, 2);

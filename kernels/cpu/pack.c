@@ -1,4 +1,5 @@
-/* Packing and unpacking of weight groups. Runs at load: a 32-bit word of the planes at a time is fast enough. */
+/* Packing and unpacking of weight groups. Runs at load: a 32-bit word of the planes at a time is
+ * fast enough. */
 #include "kernels/cpu/pack.h"
 
 #include "kernels/cpu/packed.h"
@@ -94,7 +95,8 @@ static void pack_row(enum qtype t, const void *src, int r, int cols, uint8_t *gr
     struct packed_layout l = packed_layout(t);
     for (int i = 0; i < cols / NUM_BLOCK; i++) {
         struct qraw32 raw;
-        uint8_t *block = group + packed_block(t, i), *d = group + packed_d(t, i) + l.d, *m = d - l.d + l.m;
+        uint8_t *block = group + packed_block(t, i), *d = group + packed_d(t, i) + l.d,
+                *m = d - l.d + l.m;
         qtype_raw32(t, src, (size_t)i, &raw);
         pack_codes(t, raw.q, r, block);
         for (int h = 0; h < f.n_scales; h++)
@@ -102,7 +104,8 @@ static void pack_row(enum qtype t, const void *src, int r, int cols, uint8_t *gr
                 (uint8_t)((uint8_t)raw.scale[h] | (t == QTYPE_Q2_K ? raw.min[h] << 4 : 0));
         if (f.n_mins)
             block[l.min + r] = raw.min[0];
-        memcpy(d + f.d_bytes * r, &raw.d, (size_t)f.d_bytes); /* little-endian: the low byte is MXFP4's exponent */
+        memcpy(d + f.d_bytes * r, &raw.d,
+               (size_t)f.d_bytes); /* little-endian: the low byte is MXFP4's exponent */
         if (f.has_m)
             memcpy(m + 2 * r, &raw.m, 2);
     }
@@ -114,7 +117,8 @@ static void pack_float_row(size_t size, const uint8_t *src, int r, int cols, uin
         memcpy(group + (size_t)(PACK_ROWS * k + r) * size, src + (size_t)k * size, size);
 }
 
-void pack_group(enum qtype t, const void *src, size_t src_row_bytes, int n_rows, int cols, void *group)
+void pack_group(enum qtype t, const void *src, size_t src_row_bytes, int n_rows, int cols,
+                void *group)
 {
     assert(n_rows >= 1 && n_rows <= PACK_ROWS);
     if (n_rows < PACK_ROWS)

@@ -1,23 +1,31 @@
 /* Which product tables this machine can run. */
 #include "kernels/cpu/product.h"
 
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
+static bool has_any(void)
+{
+    return true;
+}
+
 /* Best first. */
 static const struct {
     enum isa isa;
     const struct product_isa *table;
+    bool (*runs_here)(void);
 } tables[] = {
-    {ISA_SCALAR, &product_scalar},
+    {ISA_AVX2, &product_avx2, has_avx2},
+    {ISA_SCALAR, &product_scalar, has_any},
 };
-
-static bool runs(enum isa isa)
-{
-    return isa == ISA_SCALAR;
-}
 
 const struct product_isa *product_isa(enum isa isa)
 {
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
-        if ((isa == ISA_BEST || isa == tables[i].isa) && runs(tables[i].isa))
+        if ((isa == ISA_BEST || isa == tables[i].isa) && tables[i].runs_here())
             return tables[i].table;
     return NULL;
 }

@@ -1,4 +1,5 @@
-/* The products in plain C: the contract of product.h written down, and what runs on a CPU without AVX2. Not tuned. */
+/* The products in plain C: the contract of product.h written down, and what runs on a CPU without
+ * AVX2. Not tuned. */
 #include "kernels/cpu/product.h"
 
 static void quantise(const float *x, int cols, struct act_block *out)
@@ -43,8 +44,9 @@ static float add_block(const struct qblock32 *w, const struct act_block *a, int 
 }
 
 /* The blocks of one output row are unpacked once a segment and used by all activation rows. */
-static void product(enum qtype t, const uint8_t *groups, int n_groups, int cols, const uint8_t *acts, size_t act_stride,
-                    int n_rows, float *out, size_t out_stride)
+static void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
+                    const uint8_t *acts, size_t act_stride, int n_rows, float *out,
+                    size_t out_stride)
 {
     enum { PER_SEGMENT = NUM_SEGMENT / NUM_BLOCK };
     int n_mins = qtype_info(t)->n_mins, n_blocks = cols / NUM_BLOCK;
@@ -56,7 +58,8 @@ static void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
             for (int i = 0; i < n; i++)
                 pack_unpack32(t, group, o % PACK_ROWS, i0 + i, &w[i]);
             for (int row = 0; row < n_rows; row++) {
-                const struct act_block *a = (const struct act_block *)(acts + (size_t)row * act_stride) + i0;
+                const struct act_block *a =
+                    (const struct act_block *)(acts + (size_t)row * act_stride) + i0;
                 float *y = out + (size_t)row * out_stride + o, acc = 0;
                 for (int i = 0; i < n; i++)
                     acc = add_block(&w[i], &a[i], n_mins, acc);
@@ -66,8 +69,9 @@ static void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
     }
 }
 
-static void product_float(enum qtype t, const uint8_t *groups, int n_groups, int cols, const uint8_t *acts,
-                          size_t act_stride, int n_rows, float *out, size_t out_stride)
+static void product_float(enum qtype t, const uint8_t *groups, int n_groups, int cols,
+                          const uint8_t *acts, size_t act_stride, int n_rows, float *out,
+                          size_t out_stride)
 {
     for (int o = 0; o < n_groups * PACK_ROWS; o++) {
         const uint8_t *group = groups + (size_t)(o / PACK_ROWS) * pack_group_bytes(t, cols);
@@ -87,12 +91,12 @@ static void product_float(enum qtype t, const uint8_t *groups, int n_groups, int
     }
 }
 
-#define QTYPE(name, id, n, block, mins)                                                                                \
-    static void product_##name(const void *groups, int n_groups, int cols, const void *acts, size_t act_stride,        \
-                               int n_rows, float *out, size_t out_stride)                                              \
-    {                                                                                                                  \
-        (n == 1 ? product_float : product)(QTYPE_##name, groups, n_groups, cols, acts, act_stride, n_rows, out,        \
-                                           out_stride);                                                                \
+#define QTYPE(name, id, n, block, mins)                                                            \
+    static void product_##name(const void *groups, int n_groups, int cols, const void *acts,       \
+                               size_t act_stride, int n_rows, float *out, size_t out_stride)       \
+    {                                                                                              \
+        (n == 1 ? product_float : product)(QTYPE_##name, groups, n_groups, cols, acts, act_stride, \
+                                           n_rows, out, out_stride);                               \
     }
 #include "kernels/qtypes.def"
 #undef QTYPE
@@ -100,9 +104,10 @@ static void product_float(enum qtype t, const uint8_t *groups, int n_groups, int
 const struct product_isa product_scalar = {
     .name = "scalar",
     .quantise = quantise,
-    .product = {
+    .product =
+        {
 #define QTYPE(name, id, n, block, mins) [QTYPE_##name] = product_##name,
 #include "kernels/qtypes.def"
 #undef QTYPE
-    },
+        },
 };

@@ -1,0 +1,459 @@
+/* The x86 products: one source for every format, tile and instruction set. A product_<isa>.c sets
+ * PRODUCT_BITS, PRODUCT_VNNI and PRODUCT_TABLE and includes this; it is compiled with its own
+ * flags. Everything is inlined with a constant format and tile size, so each instance folds to the
+ * few instructions its format needs.
+ *
+ * A tile is nv vectors of outputs times nc activation rows. Every output is one lane, and a lane
+ * does the sums of product.h in their order whatever the tile: that is why all tiles and sets give
+ * the same bytes. */
+#include "kernels/cpu/packed.h"
+#include "kernels/cpu/product.h"
+#include "kernels/cpu/product_vec.h"
+
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum {
+    MAX_NV = 4,
+    MAX_NC = 4,
+    AHEAD = 2048, /* bytes of prefetch: more than the hardware's on Zen 3, +20 % from memory */
+    L2_BYTES = 128 << 10, /* weights that many activation rows go through together */
+};
+
+/* The groups of one vector: the first, and how far the next lies; 0 when there is none and its
+ * lanes repeat the first. */
+struct lanes {
+    const uint8_t *p;
+    size_t next;
+};
+
+INLINE bool is_float(enum qtype t)
+{
+    return t == QTYPE_F32 || t == QTYPE_F16 || t == QTYPE_BF16;
+}
+
+/* Codes that are signed bytes of full range. */
+INLINE bool is_wide(enum qtype t)
+{
+    return !PRODUCT_VNNI && (t == QTYPE_Q8_0 || t == QTYPE_IQ4_NL || t == QTYPE_IQ4_XS);
+}
+
+/* What codes() adds to the true code to make it unsigned. */
+INLINE int code_offset(enum qtype t)
+{
+    switch (t) {
+    case QTYPE_Q3_K:
+        return 4;
+    case QTYPE_Q4_0:
+        return 8;
+    case QTYPE_MXFP4:
+        return 12;
+    case QTYPE_Q5_0:
+        return 16;
+    case QTYPE_Q6_K:
+        return 32;
+    case QTYPE_Q8_0:
+    case QTYPE_IQ4_NL:
+    case QTYPE_IQ4_XS:
+        return PRODUCT_VNNI ? 128 : 0;
+    default:
+        return 0;
+    }
+}
+
+INLINE int n_min_terms(enum qtype t)
+{
+    switch (t) {
+#define QTYPE(name, id, n, block, mins)                                                            \
+    case QTYPE_##name:                                                                             \
+        return mins;
+#include "kernels/qtypes.def"
+#undef QTYPE
+    default:
+        return 0;
+    }
+}
+
+/* A block is summed in two halves where sub-scales differ, or where 16 bits do not hold it: a 5-bit
+ * code without offset gives up to 31 * 127 * 8 a half. */
+INLINE int n_halves(enum qtype t)
+{
+    return packed_format(t).n_scales == 2 || (!PRODUCT_VNNI && (t == QTYPE_Q5_1 || t == QTYPE_Q5_K))
+               ? 2
+               : 1;
+}
+
+/* Codes of quad q (0..7) of a block: unsigned bytes with the offset added, signed bytes if is_wide.
+ */
+INLINE vi codes(enum qtype t, struct lanes block, int q)
+{
+    const struct packed_format f = packed_format(t);
+    const struct packed_layout l = packed_layout(t);
+    const int offset = code_offset(t);
+    if (f.byte) {
+        vi u = v_load(block.p + 32 * q, block.next);
+        return offset ? V_BITS(xor)(u, V(set1_epi8)((char)offset)) : u;
+    }
+    vi u = V_BITS(setzero)();
+    int shift = 0;
+    if (f.nibble) {
+        u = V_BITS(and)(v_shift16(v_load(block.p + 32 * (q % 4), block.next), q < 4 ? 0 : -4),
+                        V(set1_epi8)(15));
+        shift = 4;
+    }
+    if (f.two) {
+        vi two = v_shift16(v_load(block.p + l.two + 32 * (q / 4), block.next), shift - 2 * (q % 4));
+        u = V_BITS(or)(u, V_BITS(and)(two, V(set1_epi8)((char)(3 << shift))));
+        shift += 2;
+    }
+    if (f.bit) {
+        vi bit = v_shift16(v_load(block.p + l.bit, block.next), shift - q);
+        u = V_BITS(or)(u, V_BITS(and)(bit, V(set1_epi8)((char)(1 << shift))));
+    }
+    if (t == QTYPE_MXFP4 || t == QTYPE_IQ4_NL || t == QTYPE_IQ4_XS) {
+        vi table = v_table(t == QTYPE_MXFP4 ? mxfp4_values : iq4_values);
+        u = V(shuffle_epi8)(V(add_epi8)(table, V(set1_epi8)((char)offset)), u);
+    }
+    return u;
+}
+
+/* Sub-scales of half h. */
+INLINE vi sub_scale(enum qtype t, struct lanes block, int h)
+{
+    const struct packed_format f = packed_format(t);
+    const uint8_t *p = block.p + packed_layout(t).scale + (f.n_scales == 2 ? PACK_ROWS * h : 0);
+    vi s = V_BITS(setzero)();
+    if (f.n_scales)
+        s = t == QTYPE_Q2_K ? V_BITS(and)(v_load_u8(p, block.next), V(set1_epi32)(15))
+                            : v_load_i8(p, block.next);
+    return dot_scale(is_wide(t), f.n_scales > 0, s);
+}
+
+/* The block's scale; d is where d and m are counted from. */
+INLINE vf scale(enum qtype t, struct lanes d)
+{
+    const uint8_t *p = d.p + packed_layout(t).d;
+    if (t != QTYPE_MXFP4)
+        return v_load_f16(p, d.next);
+    /* num_e8m0_half */
+    vi e = v_load_u8(p, d.next), tiny = V(sllv_epi32)(V(set1_epi32)(0x00200000), e);
+    return v_as_float(
+        v_if_less(e, V(set1_epi32)(2), tiny, V(slli_epi32)(V(sub_epi32)(e, V(set1_epi32)(1)), 23)));
+}
+
+/* The minimum term of half h; in the K formats dmin * m, which is to be subtracted. */
+INLINE vf minimum(enum qtype t, struct lanes block, struct lanes d, int h)
+{
+    const struct packed_format f = packed_format(t);
+    const struct packed_layout l = packed_layout(t);
+    vf m = v_load_f16(d.p + l.m, d.next);
+    if (t == QTYPE_Q2_K)
+        return V(mul_ps)(m, V(cvtepi32_ps)(V(srli_epi32)(
+                                v_load_u8(block.p + l.scale + PACK_ROWS * h, block.next), 4)));
+    return f.n_mins ? V(mul_ps)(m, V(cvtepi32_ps)(v_load_u8(block.p + l.min, block.next))) : m;
+}
+
+INLINE vf add_minimum(enum qtype t, vf min, float s, vf acc)
+{
+    return packed_format(t).super ? V(fnmadd_ps)(min, V(set1_ps)(s), acc)
+                                  : V(fmadd_ps)(min, V(set1_ps)(s), acc);
+}
+
+/* The integer sums of one block. */
+INLINE void dot_block(enum qtype t, const int nv, const int nc, const struct lanes *block,
+                      const struct act_block *const *a, int i, vi sum[MAX_NV][MAX_NC])
+{
+    const int halves = n_halves(t), offset = code_offset(t);
+    const bool wide = is_wide(t), scaled = packed_format(t).n_scales > 0;
+    UNROLL
+    for (int h = 0; h < halves; h++) {
+        vi dot[MAX_NV][MAX_NC];
+        UNROLL
+        for (int j = 0; j < 8 / halves; j++) {
+            const int q =
+                halves == 2 ? 4 * h + j : j / 2 + j % 2 * 4; /* both nibbles of a vector in turn */
+            vi u[MAX_NV];
+            UNROLL
+            for (int v = 0; v < nv; v++)
+                u[v] = codes(t, block[v], q);
+            UNROLL
+            for (int c = 0; c < nc; c++) {
+                vi x = v_quad(a[c][i].q + 4 * q);
+                UNROLL
+                for (int v = 0; v < nv; v++)
+                    dot[v][c] = dot_add(wide, j == 0, dot[v][c], u[v], x);
+            }
+        }
+        UNROLL
+        for (int v = 0; v < nv; v++) {
+            vi s = sub_scale(t, block[v], h);
+            UNROLL
+            for (int c = 0; c < nc; c++) {
+                vi x = dot[v][c];
+                if (offset)
+                    x = dot_offset(x, v_quad(halves == 2 ? a[c][i].pair[h] : a[c][i].pair32),
+                                   offset);
+                x = dot_finish(wide, scaled, x, s);
+                sum[v][c] = h == 0 ? x : V(add_epi32)(sum[v][c], x);
+            }
+        }
+    }
+}
+
+INLINE void add_block(enum qtype t, const int nv, const int nc, const struct lanes *block,
+                      const struct lanes *d, const struct act_block *const *a, int i,
+                      vf acc[MAX_NV][MAX_NC])
+{
+    const int n_mins = n_min_terms(t);
+    vi sum[MAX_NV][MAX_NC];
+    dot_block(t, nv, nc, block, a, i, sum);
+    UNROLL
+    for (int v = 0; v < nv; v++) {
+        vf dw = scale(t, d[v]), min[2] = {dw, dw};
+        UNROLL
+        for (int h = 0; h < n_mins; h++)
+            min[h] = minimum(t, block[v], d[v], h);
+        UNROLL
+        for (int c = 0; c < nc; c++) {
+            vf x = V(fmadd_ps)(V(cvtepi32_ps)(sum[v][c]), V(mul_ps)(dw, V(set1_ps)(a[c][i].d)),
+                               acc[v][c]);
+            UNROLL
+            for (int h = 0; h < n_mins; h++)
+                x = add_minimum(t, min[h], n_mins == 1 ? a[c][i].s : a[c][i].s16[h], x);
+            acc[v][c] = x;
+        }
+    }
+}
+
+/* The block AHEAD of this one in the order of reading, which goes on in the next tile at its
+ * group's end. */
+INLINE void prefetch(const int nv, const struct lanes *w, const struct lanes *block,
+                     const int bytes)
+{
+    UNROLL
+    for (int v = 0; v < nv; v++) {
+        const uint8_t *p = block[v].p + AHEAD;
+        if (nv > 1 && p >= w[v].p + w[v].next)
+            p += (size_t)(nv - 1) * w[v].next;
+        UNROLL
+        for (int k = 0; k < bytes; k += 64)
+            _mm_prefetch((const char *)p + k, _MM_HINT_T0);
+    }
+}
+
+INLINE void fill(const int nv, const int nc, float x, vf y[MAX_NV][MAX_NC])
+{
+    UNROLL
+    for (int v = 0; v < nv; v++)
+        UNROLL
+    for (int c = 0; c < nc; c++)
+        y[v][c] = V(set1_ps)(x);
+}
+
+INLINE void add(const int nv, const int nc, vf y[MAX_NV][MAX_NC], vf x[MAX_NV][MAX_NC])
+{
+    UNROLL
+    for (int v = 0; v < nv; v++)
+        UNROLL
+    for (int c = 0; c < nc; c++)
+        y[v][c] = V(add_ps)(y[v][c], x[v][c]);
+}
+
+/* Sums of a whole tile of a quantised format: rows are nc quantised rows; once: the weights come
+ * from memory. */
+INLINE void tile_quantised(enum qtype t, const int nv, const int nc, const struct lanes *w,
+                           int cols, const void *const *rows, bool once, vf total[MAX_NV][MAX_NC])
+{
+    const struct packed_layout l = packed_layout(t);
+    const struct act_block *a[MAX_NC];
+    const int n_blocks = cols / NUM_BLOCK;
+    UNROLL
+    for (int c = 0; c < nc; c++)
+        a[c] = rows[c];
+    for (int i0 = 0; i0 < n_blocks; i0 += NUM_SEGMENT / NUM_BLOCK) {
+        int end = i0 + NUM_SEGMENT / NUM_BLOCK < n_blocks ? i0 + NUM_SEGMENT / NUM_BLOCK : n_blocks;
+        struct lanes block[MAX_NV], d[MAX_NV]; /* a segment never crosses a super-block */
+        vf acc[MAX_NV][MAX_NC];
+        fill(nv, nc, 0, acc);
+        UNROLL
+        for (int v = 0; v < nv; v++) {
+            block[v] = (struct lanes){w[v].p + packed_block(t, i0), w[v].next};
+            d[v] = (struct lanes){w[v].p + packed_d(t, i0), w[v].next};
+        }
+        for (int i = i0; i < end; i++) {
+            if (once)
+                prefetch(nv, w, block, l.block);
+            add_block(t, nv, nc, block, d, a, i, acc);
+            UNROLL
+            for (int v = 0; v < nv; v++) {
+                block[v].p += l.block;
+                d[v].p += l.head ? 0 : l.block;
+            }
+        }
+        add(nv, nc, total, acc);
+    }
+}
+
+INLINE vf weight(enum qtype t, struct lanes w, int k)
+{
+    if (t == QTYPE_F32)
+        return v_as_float(v_load(w.p + (size_t)k * 32, w.next));
+    const uint8_t *p = w.p + (size_t)k * 16;
+    return t == QTYPE_F16 ? v_load_f16(p, w.next) : v_load_bf16(p, w.next);
+}
+
+/* The same of a float format: rows of floats. */
+INLINE void tile_float(enum qtype t, const int nv, const int nc, const struct lanes *w, int cols,
+                       const void *const *rows, vf total[MAX_NV][MAX_NC])
+{
+    const float *x[MAX_NC];
+    UNROLL
+    for (int c = 0; c < nc; c++)
+        x[c] = rows[c];
+    for (int k0 = 0; k0 < cols; k0 += NUM_SEGMENT) {
+        int end = k0 + NUM_SEGMENT < cols ? k0 + NUM_SEGMENT : cols;
+        vf acc[MAX_NV][MAX_NC];
+        fill(nv, nc, 0, acc);
+        for (int k = k0; k < end; k++) {
+            vf wk[MAX_NV];
+            UNROLL
+            for (int v = 0; v < nv; v++)
+                wk[v] = weight(t, w[v], k);
+            UNROLL
+            for (int c = 0; c < nc; c++)
+                UNROLL
+            for (int v = 0; v < nv; v++)
+                acc[v][c] = V(fmadd_ps)(wk[v], V(set1_ps)(x[c][k]), acc[v][c]);
+        }
+        add(nv, nc, total, acc);
+    }
+}
+
+/* n_rows (at most nc; the last is repeated) rows times all groups. */
+INLINE void sweep(enum qtype t, const int nv, const int nc, const uint8_t *groups, int n_groups,
+                  int cols, const uint8_t *acts, size_t act_stride, int n_rows, bool once,
+                  float *out, size_t out_stride)
+{
+    const size_t group_bytes = pack_group_bytes(t, cols);
+    const void *rows[MAX_NC];
+    UNROLL
+    for (int c = 0; c < nc; c++)
+        rows[c] = acts + (size_t)(c < n_rows ? c : n_rows - 1) * act_stride;
+    for (int g = 0; g < n_groups; g += nv * V_GROUPS) {
+        struct lanes w[MAX_NV];
+        vf total[MAX_NV][MAX_NC];
+        fill(nv, nc, -0.0f,
+             total); /* plus the first segment is that segment, zeros of both signs included */
+        UNROLL
+        for (int v = 0; v < nv; v++) {
+            int at = g + v * V_GROUPS < n_groups ? g + v * V_GROUPS : g;
+            w[v] = (struct lanes){groups + (size_t)at * group_bytes,
+                                  at + 1 < n_groups ? group_bytes : 0};
+        }
+        if (is_float(t))
+            tile_float(t, nv, nc, w, cols, rows, total);
+        else
+            tile_quantised(t, nv, nc, w, cols, rows, once, total);
+        UNROLL
+        for (int c = 0; c < nc; c++)
+            UNROLL
+        for (int v = 0; v < nv; v++)
+            v_store(out + (size_t)c * out_stride + (size_t)(g + v * V_GROUPS) * PACK_ROWS,
+                    total[v][c], c < n_rows ? n_groups - g - v * V_GROUPS : 0);
+    }
+}
+
+INLINE void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
+                    const uint8_t *acts, size_t act_stride, int n_rows, float *out,
+                    size_t out_stride)
+{
+    const size_t group_bytes = pack_group_bytes(t, cols);
+    const bool once = n_rows <= MAX_NC;
+    int step = (int)(L2_BYTES / group_bytes) & ~(MAX_NV - 1);
+    if (once)
+        step = n_groups;
+    else if (step < MAX_NV)
+        step = MAX_NV;
+    for (int g = 0; g < n_groups; g += step) {
+        const uint8_t *w = groups + (size_t)g * group_bytes;
+        int n = n_groups - g < step ? n_groups - g : step;
+        for (int r = 0; r < n_rows; r += MAX_NC) {
+            const uint8_t *a = acts + (size_t)r * act_stride;
+            float *y = out + (size_t)r * out_stride + (size_t)g * PACK_ROWS;
+            int left = n_rows - r;
+            if (left > 2)
+                sweep(t, 2, MAX_NC, w, n, cols, a, act_stride, left, once, y, out_stride);
+            else if (left == 2)
+                sweep(t, 2, 2, w, n, cols, a, act_stride, left, once, y, out_stride);
+            else if (is_float(t)) /* a sum is a chain of fused multiply-adds: 4 of them hide its
+                                     latency */
+                sweep(t, 4, 1, w, n, cols, a, act_stride, left, once, y, out_stride);
+            else /* one vector: a single stream of memory is the fastest */
+                sweep(t, 1, 1, w, n, cols, a, act_stride, left, once, y, out_stride);
+        }
+    }
+}
+
+#define QTYPE(name, id, n, block, mins)                                                            \
+    static void product_##name(const void *groups, int n_groups, int cols, const void *acts,       \
+                               size_t act_stride, int n_rows, float *out, size_t out_stride)       \
+    {                                                                                              \
+        product(QTYPE_##name, groups, n_groups, cols, acts, act_stride, n_rows, out, out_stride);  \
+    }
+#include "kernels/qtypes.def"
+#undef QTYPE
+
+/* Codes and sums of one block; the same in all sets, so 256 bits are enough. */
+static void quantise(const float *x, int cols, struct act_block *out)
+{
+    const __m256 abs = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int i = 0; i < cols / NUM_BLOCK; i++, x += NUM_BLOCK, out++) {
+        __m256 max = _mm256_setzero_ps();
+        __m256i q[4];
+        for (int v = 0; v < 4; v++) /* max(NaN, max) is max */
+            max = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + 8 * v), abs), max);
+        __m128 max4 = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps(max, 1));
+        max4 = _mm_max_ps(max4, _mm_movehl_ps(max4, max4));
+        float inv,
+            d = num_quant_scale(_mm_cvtss_f32(_mm_max_ss(max4, _mm_movehdup_ps(max4))), &inv);
+        for (int v = 0; v < 4;
+             v++) { /* max(NaN, -127) is -127; clamping before rounding gives the same codes */
+            __m256 y = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * v), _mm256_set1_ps(inv));
+            y = _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(-127)), _mm256_set1_ps(127));
+            q[v] = _mm256_cvtps_epi32(y);
+        }
+        __m256i low = _mm256_packs_epi32(q[0], q[1]), high = _mm256_packs_epi32(q[2], q[3]);
+        __m256i all = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
+        _mm256_storeu_si256((__m256i *)out->q, all);
+        __m256i pairs =
+            _mm256_maddubs_epi16(_mm256_set1_epi8(1), all); /* bytes 2 p and 2 p + 1 of each quad */
+        pairs = _mm256_add_epi16(pairs, _mm256_srli_si256(pairs, 8));
+        pairs = _mm256_add_epi16(pairs, _mm256_srli_si256(pairs, 4));
+        const int p0 = _mm256_extract_epi32(pairs, 0), p1 = _mm256_extract_epi32(pairs, 4);
+        const int sum0 = (int16_t)p0 + (p0 >> 16), sum1 = (int16_t)p1 + (p1 >> 16);
+        out->d = d;
+        out->s = d * (float)(sum0 + sum1);
+        out->s16[0] = d * (float)sum0;
+        out->s16[1] = d * (float)sum1;
+        memcpy(out->pair[0], &p0, 4);
+        memcpy(out->pair[1], &p1, 4);
+        out->pair32[0] = (int16_t)(out->pair[0][0] + out->pair[1][0]);
+        out->pair32[1] = (int16_t)(out->pair[0][1] + out->pair[1][1]);
+        out->unused = 0;
+    }
+}
+
+const struct product_isa PRODUCT_TABLE = {
+    .name = PRODUCT_NAME,
+    .quantise = quantise,
+    .product =
+        {
+#define QTYPE(name, id, n, block, mins) [QTYPE_##name] = product_##name,
+#include "kernels/qtypes.def"
+#undef QTYPE
+        },
+};
