@@ -3,8 +3,9 @@
  * One engine thread owns the adapter, the KV pages and the device, and runs steps that batch all running requests. The
  * functions here may be called from any thread. A struct gen has two holders, the engine and the submitter; each
  * releases once, the last frees. Events pass through a bounded ring per gen; after each step the engine calls the wake
- * function of every gen that has news, from the engine thread (or the canceller's): it must be short and must not call
- * back into the engine except gen_* of that gen. */
+ * function of every gen that has news, from the engine thread (or a canceller's): it must be short and must not call
+ * back into the engine except gen_* of that gen. The first may come before engine_submit has returned. Once gen_release
+ * has returned no wake of that gen runs: so do not call it while you hold a lock that wake takes. */
 #ifndef ENGINE_ENGINE_H
 #define ENGINE_ENGINE_H
 
@@ -22,7 +23,7 @@ struct gen;
 struct engine_options {
     int max_queue;                  /* waiting requests; the next is ERR_BUSY */
     int max_jobs_per_key;           /* 0 = none */
-    double inference_timeout_s;     /* a request running longer ends with ERR_TIMEOUT */
+    double inference_timeout_s;     /* a request running longer ends with ERR_TIMEOUT; 0 = none */
     int ring_events;                /* events a gen may hold unread; 0 = 4096. A full ring stops the gen (ERR_CANCELLED) */
 };
 
@@ -34,8 +35,9 @@ extern const char *const stop_reason_name[STOP_N];    /* "stop_token", ... */
 
 struct gen_request {
     const int32_t *prompt;          /* copied */
-    int n_prompt;                   /* 1..n_ctx - 1, else ERR_CONTEXT */
-    const int32_t *resume;          /* tokens generated elsewhere: generation goes on after them; copied */
+    int n_prompt;                   /* 1..n_ctx, else ERR_CONTEXT; after n_ctx one token more can be drawn */
+    const int32_t *resume;          /* tokens generated elsewhere: they count as output (max_tokens, min_tokens, penalties),
+                                       the next token event has index n_resume; copied */
     int n_resume;
     int max_tokens;                 /* >= 1; cut to the context */
     int min_tokens;
@@ -76,7 +78,7 @@ struct gen_stats {
     double queue_ms, prefill_ms, decode_ms;    /* decode: first token to last */
 };
 
-/* Takes the adapter over (engine_close closes it) and starts the thread. */
+/* Takes the adapter over (engine_close closes it; on failure it stays the caller's) and starts the threads. */
 struct engine *engine_open(struct adapter *a, const struct engine_options *o, struct err *err);
 
 /* Stops the thread after the current step; gens still alive end with ERR_CANCELLED. */
@@ -96,11 +98,12 @@ struct gen *engine_submit(struct engine *e, const struct gen_request *r, int *re
 /* The next event, if there is one. After END or ERROR none follows. Called by one thread at a time. */
 bool gen_next(struct gen *g, struct gen_event *out);
 bool gen_pending(const struct gen *g);      /* gen_next would give one */
-/* Ends a gen: its ERROR event (ERR_CANCELLED, or code as given) is readable at once, whatever the engine does; pages are
+/* Ends a gen, from any thread that holds it: its ERROR event (ERR_CANCELLED, or code as given) is readable at once, whatever the engine does; pages are
  * freed at the end of the step. Idempotent; no effect after END. */
 void gen_cancel(struct gen *g, enum err_code code, const char *message);
 /* Quietly: the reader has what it wanted (a stop string matched); no further event comes. */
 void gen_finish(struct gen *g);
+/* The submitter lets go of it; what still runs or waits is stopped, as by gen_finish. */
 void gen_release(struct gen *g);
 void gen_stats_get(const struct gen *g, struct gen_stats *out);
 

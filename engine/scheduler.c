@@ -1,0 +1,330 @@
+#include "engine/scheduler.h"
+#include "base/clock.h"
+#include "base/mem.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Prompt rows come in fours: the width of the devices' smallest tile. */
+enum { ROW_QUANTUM = 4, FIRST_ROWS = 32, FIRST_ROWS_BESIDE_DECODE = 16, MAX_RETRY_S = 600 };
+
+/* A step with decoding neighbours may take this many times what it takes without prompt rows. */
+#define STRETCH 3.0
+/* No step shall take longer: it bounds how long an arrival, a freed page or a sign of life waits. */
+#define MAX_STEP_S 0.5
+#define EWMA 0.2
+
+bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_per_key, struct err *err)
+{
+    *s = (struct sched){
+        .max_seqs = adapter_max_seqs(a),
+        .max_rows = adapter_max_rows(a),
+        .max_logits = adapter_max_logits(a),
+        .max_queue = max_queue,
+        .max_jobs_per_key = max_jobs_per_key,
+    };
+    size_t seqs = (size_t)s->max_seqs;
+    s->running = mem_alloc(seqs, sizeof *s->running);
+    s->prompts = mem_alloc(seqs, sizeof *s->prompts);
+    s->step.members = mem_alloc(seqs, sizeof *s->step.members);
+    s->step.rows = mem_alloc((size_t)s->max_rows, sizeof *s->step.rows);
+    if (s->running == NULL || s->prompts == NULL || s->step.members == NULL || s->step.rows == NULL) {
+        sched_free(s);
+        return err_set(err, ERR_OOM, "no memory for a step of %d rows of %d sequences", s->max_rows, s->max_seqs);
+    }
+    if (kv_init(&s->kv, a, err))
+        return true;
+    sched_free(s);
+    return false;
+}
+
+void sched_free(struct sched *s)
+{
+    kv_free(&s->kv);
+    free(s->running);
+    free(s->prompts);
+    free(s->step.members);
+    free(s->step.rows);
+    *s = (struct sched){0};
+}
+
+static void average(double *mean, double sample)
+{
+    *mean = *mean > 0 ? *mean + EWMA * (sample - *mean) : sample;
+}
+
+/* ---- the queue ---- */
+
+static void append(struct sched *s, struct gen *g)
+{
+    struct gen **at = &s->queue[g->priority];
+    while (*at != NULL)
+        at = &(*at)->next;
+    *at = g;
+    g->next = NULL;
+    s->n_queued++;
+}
+
+static void unlink_gen(struct sched *s, struct gen *g)
+{
+    struct gen **at = &s->queue[g->priority];
+    while (*at != g)
+        at = &(*at)->next;
+    *at = g->next;
+    g->next = NULL;
+    s->n_queued--;
+}
+
+static bool same_key(const struct gen *a, const struct gen *b)
+{
+    return a->key == b->key || (a->key != NULL && b->key != NULL && strcmp(a->key, b->key) == 0);
+}
+
+static int jobs_running(const struct sched *s, const struct gen *of)
+{
+    int n = 0;
+    for (int i = 0; i < s->max_seqs; i++)
+        n += s->running[i] != NULL && !gen_ended(s->running[i]) && same_key(s->running[i], of);
+    return n;
+}
+
+static int jobs_of(const struct sched *s, const struct gen *of)
+{
+    int n = jobs_running(s, of);
+    for (int p = 0; p < 2; p++)
+        for (const struct gen *g = s->queue[p]; g != NULL; g = g->next)
+            n += same_key(g, of);
+    return n;
+}
+
+/* Who is admitted next. With a limit per key the keys share: the one with the fewest running jobs comes first. */
+static struct gen *next_in_queue(const struct sched *s)
+{
+    struct gen *first = s->queue[GEN_INTERACTIVE] != NULL ? s->queue[GEN_INTERACTIVE] : s->queue[GEN_BATCH];
+    if (first == NULL || s->max_jobs_per_key <= 0)
+        return first;
+    struct gen *best = first;
+    int fewest = jobs_running(s, first);
+    for (struct gen *g = first->next; g != NULL && fewest > 0; g = g->next) {
+        int n = jobs_running(s, g);
+        if (n < fewest) {
+            best = g;
+            fewest = n;
+        }
+    }
+    return best;
+}
+
+void sched_admit(struct sched *s)
+{
+    for (struct gen *g = next_in_queue(s); g != NULL; g = next_in_queue(s)) {
+        int seq = kv_open(&s->kv, g->n_pages);
+        if (seq < 0)
+            return; /* nobody overtakes it: else a large request would starve */
+        unlink_gen(s, g);
+        g->seq = seq;
+        g->order = s->n_admitted++;
+        s->running[seq] = g;
+        s->n_running++;
+    }
+}
+
+/* Seconds until n more requests have ended, when n_running of them run at a time. */
+static int retry_after(const struct sched *s, int n, int n_running)
+{
+    double seconds = s->pace.service_s * n / n_running;
+    return seconds < 1 ? 1 : seconds < MAX_RETRY_S ? (int)(seconds + 0.999) : MAX_RETRY_S;
+}
+
+bool sched_submit(struct sched *s, struct gen *g, int *retry_after_s, struct err *err)
+{
+    g->n_pages = kv_pages_for(g->n_prompt + g->max_out - 1);
+    if (g->n_pages > s->kv.n_pages)
+        return err_set(err, ERR_OOM, "the request may need %d KV pages, the cache has %d", g->n_pages, s->kv.n_pages);
+    sched_reap(s, false);
+    int n_jobs = s->max_jobs_per_key > 0 && g->key != NULL ? jobs_of(s, g) : 0;
+    if (n_jobs > 0 && n_jobs >= s->max_jobs_per_key) {
+        *retry_after_s = retry_after(s, 1, n_jobs);
+        return err_set(err, ERR_BUSY, "%d requests of this key are running or waiting, allowed %d", n_jobs,
+                       s->max_jobs_per_key);
+    }
+    append(s, g);
+    sched_admit(s);
+    if (s->n_queued <= s->max_queue)
+        return true;
+    unlink_gen(s, g); /* the queue was full, so that it was not g that was admitted */
+    *retry_after_s = retry_after(s, s->n_queued + 1, s->max_seqs);
+    return err_set(err, ERR_BUSY, "%d requests are waiting, allowed %d", s->n_queued, s->max_queue);
+}
+
+static void drop_running(struct sched *s, struct gen *g)
+{
+    kv_close(&s->kv, g->seq);
+    s->running[g->seq] = NULL;
+    s->n_running--;
+    struct gen_stats stats;
+    gen_stats_get(g, &stats);
+    average(&s->pace.service_s, (stats.prefill_ms + stats.decode_ms) / 1e3);
+    gen_unref(g);
+}
+
+void sched_reap(struct sched *s, bool running)
+{
+    for (int p = 0; p < 2; p++) {
+        struct gen *g = s->queue[p];
+        while (g != NULL) {
+            struct gen *next = g->next;
+            if (gen_ended(g)) {
+                unlink_gen(s, g);
+                gen_unref(g);
+            }
+            g = next;
+        }
+    }
+    for (int i = 0; running && i < s->max_seqs; i++)
+        if (s->running[i] != NULL && gen_ended(s->running[i]))
+            drop_running(s, s->running[i]);
+}
+
+struct gen *sched_find(const struct sched *s, bool (*match)(const struct gen *g, const void *arg), const void *arg)
+{
+    for (int i = 0; i < s->max_seqs; i++)
+        if (s->running[i] != NULL && match(s->running[i], arg))
+            return s->running[i];
+    for (int p = 0; p < 2; p++)
+        for (struct gen *g = s->queue[p]; g != NULL; g = g->next)
+            if (match(g, arg))
+                return g;
+    return NULL;
+}
+
+/* ---- the next step ---- */
+
+static int add_rows(struct sched *s, struct gen *g, int n)
+{
+    struct sched_step *st = &s->step;
+    int n_logits = 0;
+    for (int i = 0; i < st->n_members; i++)
+        n_logits += st->members[i].sample;
+    n = n < s->max_rows - st->n_rows ? n : s->max_rows - st->n_rows;
+    if (n == gen_todo(g) && n_logits == s->max_logits)
+        n--; /* its last row gives logits: another step */
+    if (n <= 0)
+        return 0;
+    bool sample = n == gen_todo(g);
+    st->members[st->n_members++] = (struct member){g, n, sample};
+    for (int i = 0; i < n; i++) {
+        int pos = g->n_computed + i;
+        st->rows[st->n_rows++] = (struct row){g->seq, pos, g->history[pos], sample && i == n - 1};
+    }
+    kv_cover(&s->kv, g->seq, g->n_computed + n);
+    return n;
+}
+
+/* How many prompt rows this step may hold. */
+static int prompt_budget(const struct sched *s)
+{
+    const struct pace *p = &s->pace;
+    int n_decode = s->step.n_decode;
+    double rows;
+    if (n_decode == 0)
+        rows = p->row_s > 0 ? MAX_STEP_S / p->row_s : FIRST_ROWS;
+    else if (p->row_s > 0 && p->decode_s > 0)
+        rows = (STRETCH - 1) * p->decode_s / p->row_s;
+    else
+        rows = FIRST_ROWS_BESIDE_DECODE;
+    int limit = s->max_rows - n_decode;
+    int n = rows < limit ? (int)rows : limit;
+    n -= n % ROW_QUANTUM;
+    return n > ROW_QUANTUM ? n : ROW_QUANTUM;
+}
+
+static bool before(const struct gen *a, const struct gen *b)
+{
+    if (a->priority != b->priority)
+        return a->priority == GEN_INTERACTIVE;
+    if (gen_todo(a) != gen_todo(b))
+        return gen_todo(a) < gen_todo(b);
+    return a->order < b->order;
+}
+
+/* Gens with prompts to compute, the shortest first. */
+static int collect_prompts(struct sched *s)
+{
+    int n = 0;
+    for (int i = 0; i < s->max_seqs; i++) {
+        struct gen *g = s->running[i];
+        if (g == NULL || gen_ended(g) || gen_todo(g) <= 1)
+            continue;
+        int at = n++;
+        for (; at > 0 && before(g, s->prompts[at - 1]); at--)
+            s->prompts[at] = s->prompts[at - 1];
+        s->prompts[at] = g;
+    }
+    return n;
+}
+
+static int share(const struct gen *g, int rows)
+{
+    return gen_todo(g) <= rows ? gen_todo(g) : rows - rows % ROW_QUANTUM;
+}
+
+/* Short prompts first, so that one long prompt does not hold up everybody's first token; but half of the rows go to the
+ * oldest, so that it ends. */
+static void add_prompts(struct sched *s, int n)
+{
+    int budget = prompt_budget(s), ahead = 0;
+    struct gen *oldest = s->prompts[0];
+    for (int i = 1; i < n; i++)
+        oldest = s->prompts[i]->order < oldest->order ? s->prompts[i] : oldest;
+    for (int i = 0; s->prompts[i] != oldest; i++)
+        ahead += gen_todo(s->prompts[i]);
+    ahead = ahead < budget / 2 ? ahead : budget / 2;
+    budget -= add_rows(s, oldest, share(oldest, budget - ahead));
+    for (int i = 0; i < n; i++)
+        if (s->prompts[i] != oldest)
+            budget -= add_rows(s, s->prompts[i], share(s->prompts[i], budget));
+}
+
+/* One row for each gen that decodes; when they are more than fit, they take turns. */
+static void add_decodes(struct sched *s, int room)
+{
+    int next_turn = s->turn;
+    for (int i = 0; i < s->max_seqs; i++) {
+        int seq = (s->turn + i) % s->max_seqs;
+        struct gen *g = s->running[seq];
+        if (g == NULL || gen_ended(g) || gen_todo(g) != 1)
+            continue;
+        if (s->step.n_rows == room || add_rows(s, g, 1) == 0) {
+            next_turn = seq;
+            break;
+        }
+    }
+    s->turn = next_turn;
+    s->step.n_decode = s->step.n_rows;
+}
+
+bool sched_choose(struct sched *s)
+{
+    s->step.n_rows = s->step.n_members = 0;
+    int n = collect_prompts(s), room = s->max_rows;
+    if (n > 0) /* however many decode, a prompt goes on */
+        room -= s->max_rows > 2 * ROW_QUANTUM ? ROW_QUANTUM : (s->max_rows + 1) / 2;
+    add_decodes(s, room);
+    if (n > 0)
+        add_prompts(s, n);
+    return s->step.n_rows > 0;
+}
+
+void sched_measure(struct sched *s, double seconds)
+{
+    struct pace *p = &s->pace;
+    int n_prompt = s->step.n_rows - s->step.n_decode;
+    if (n_prompt == 0)
+        average(&p->decode_s, seconds);
+    else if (n_prompt >= ROW_QUANTUM) {
+        /* a step costs something before its first prompt row: about what decode rows alone take */
+        double extra = seconds - p->decode_s;
+        average(&p->row_s, (extra > seconds / 10 ? extra : seconds / 10) / n_prompt);
+    }
+}

@@ -1,0 +1,789 @@
+/* The engine on a tiny model and the reference device: the same bytes whatever else runs, and every way a generation can
+ * end leaves nothing behind. */
+#include "base/clock.h"
+#include "base/mem.h"
+#include "tests/rig.h"
+
+#include <check.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* ---- the same bytes ---- */
+
+enum { N_MIX = 16 };
+
+/* The i-th request of a mixture of lengths and sampling parameters. */
+static struct gen_request mixed_request(int i)
+{
+    struct gen_request q = rig_request(1 + i * 13 % 97, 100 + (uint64_t)i, 5 + i % 11);
+    if (i % 2 == 1)
+        q.sample.temperature = 0.7f;
+    if (i % 3 == 1)
+        q.sample.top_p = 0.9f;
+    if (i % 4 == 2)
+        q.sample.top_k = 20;
+    if (i % 5 == 3)
+        q.sample.repetition_penalty = 1.3f;
+    if (i % 5 == 4)
+        q.sample.frequency_penalty = 0.5f;
+    return q;
+}
+
+static void run_alone(struct rig *r, int i, struct reader *rd)
+{
+    struct gen_request q = mixed_request(i);
+    reader_start(rd, r, &q);
+    reader_finish(rd);
+    reader_free(rd);
+}
+
+static void run_together(struct rig *r, int n, struct reader *rd)
+{
+    rig_hold();
+    for (int i = 0; i < n; i++) {
+        struct gen_request q = mixed_request(i);
+        reader_start(&rd[i], r, &q);
+    }
+    rig_go();
+    for (int i = 0; i < n; i++) {
+        reader_finish(&rd[i]);
+        reader_free(&rd[i]);
+    }
+}
+
+static void assert_same(const struct reader *a, const struct reader *b, const char *what)
+{
+    ck_assert_msg(a->last.type == b->last.type && a->last.stop == b->last.stop, "%s: another end", what);
+    ck_assert_msg(a->n_tokens == b->n_tokens && memcmp(a->tokens, b->tokens, (size_t)a->n_tokens * sizeof *a->tokens) == 0,
+                  "%s: other tokens", what);
+}
+
+static void check_mixture(const char *preset, enum kv_type kv_type, int n, const int *max_rows, int n_max_rows)
+{
+    static struct reader alone[N_MIX], again, together[N_MIX];
+    struct rig r;
+    for (int k = 0; k < n_max_rows; k++) {
+        rig_open(&r, &(struct rig_options){.preset = preset, .max_rows = max_rows[k], .kv_type = kv_type});
+        for (int i = 0; k == 0 && i < n; i++)
+            run_alone(&r, i, &alone[i]);
+        for (int i = 0; k > 0 && i < n; i += 5) {
+            run_alone(&r, i, &again);
+            assert_same(&again, &alone[i], "alone in other chunks");
+        }
+        run_together(&r, n, together);
+        for (int i = 0; i < n; i++)
+            assert_same(&together[i], &alone[i], "among others");
+        rig_close(&r);
+    }
+}
+
+START_TEST(test_same_bytes_whatever_else_runs)
+{
+    check_mixture("smollm2", KV_F16, N_MIX, (const int[]){0, 7, 1}, 3);
+}
+END_TEST
+
+START_TEST(test_same_bytes_with_windows_and_q8_pages)
+{
+    check_mixture("gemma3", KV_Q8_0, 5, (const int[]){0, 7}, 2);
+}
+END_TEST
+
+START_TEST(test_five_runs_give_one_answer)
+{
+    static struct reader first, rd;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    run_alone(&r, 7, &first);
+    for (int i = 0; i < 4; i++) {
+        run_alone(&r, 7, &rd);
+        assert_same(&rd, &first, "another run");
+    }
+    ck_assert_int_eq(first.n_tokens, 12);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_equals_the_plain_loop_over_the_adapter)
+{
+    static struct reader rd;
+    struct rig r;
+    struct err err = {0};
+    int32_t want[12];
+    struct gen_request q = mixed_request(7);
+    rig_open_adapter(&r, &(struct rig_options){0});
+    ck_assert_int_eq(adapter_generate(r.adapter, q.prompt, q.n_prompt, &q.sample, want, 12, &err), 12);
+    rig_close(&r);
+    rig_open(&r, &(struct rig_options){0});
+    run_alone(&r, 7, &rd);
+    ck_assert_int_eq(rd.n_tokens, 12);
+    ck_assert_mem_eq(rd.tokens, want, sizeof want);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_resumed_elsewhere_goes_on_without_a_seam)
+{
+    static struct reader whole, part;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(70, 5, 40);
+    q.sample.frequency_penalty = 0.3f;
+    q.sample.repetition_penalty = 1.1f;
+    reader_start(&whole, &r, &q);
+    reader_finish(&whole);
+    for (int n = 1; n <= 40; n += 13) {
+        q.resume = whole.tokens;
+        q.n_resume = n;
+        reader_start(&part, &r, &q);
+        reader_finish(&part);
+        ck_assert_int_eq(part.n_tokens, 40 - n);
+        ck_assert(part.started && part.last.stop == STOP_MAX_TOKENS);
+        if (n < 40) {
+            ck_assert_int_eq(part.first_index, n);
+            ck_assert_mem_eq(part.tokens, whole.tokens + n, (size_t)(40 - n) * sizeof *whole.tokens);
+        }
+        reader_free(&part);
+    }
+    reader_free(&whole);
+    rig_close(&r);
+}
+END_TEST
+
+/* ---- how generation ends ---- */
+
+START_TEST(test_ends_at_max_tokens_and_at_the_context)
+{
+    static struct reader rd;
+    struct rig r;
+    struct err err = {0};
+    rig_open(&r, &(struct rig_options){.n_ctx = 100});
+    static const struct { int n_prompt, max_tokens, n; enum stop_reason stop; } cases[] = {
+        {10, 1, 1, STOP_MAX_TOKENS},    {10, 20, 20, STOP_MAX_TOKENS}, {90, 11, 11, STOP_MAX_TOKENS},
+        {90, 12, 11, STOP_CONTEXT},     {99, 100, 2, STOP_CONTEXT},    {100, INT32_MAX, 1, STOP_CONTEXT},
+        {100, 1, 1, STOP_MAX_TOKENS},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct gen_request q = rig_request(cases[i].n_prompt, 1, cases[i].max_tokens);
+        reader_start(&rd, &r, &q);
+        reader_finish(&rd);
+        ck_assert_int_eq(rd.last.type, GEN_EV_END);
+        ck_assert_int_eq(rd.n_tokens, cases[i].n);
+        ck_assert_int_eq(rd.last.stop, cases[i].stop);
+        reader_free(&rd);
+    }
+    struct gen_request q = rig_request(101, 1, 1);
+    ck_assert(!reader_submit(&rd, &r, &q, NULL, &err));
+    ck_assert_int_eq(err.code, ERR_CONTEXT);
+    ck_assert(strstr(err.msg, "101") != NULL && strstr(err.msg, "100") != NULL);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_stop_tokens_and_min_tokens)
+{
+    static struct reader free_run, rd;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(20, 3, 30);
+    reader_start(&free_run, &r, &q);
+    reader_finish(&free_run);
+    int32_t stop[] = {free_run.tokens[9], 499};
+    int first = 0;
+    while (free_run.tokens[first] != stop[0] && free_run.tokens[first] != stop[1])
+        first++;
+    q.stop_tokens = stop;
+    q.n_stop_tokens = 2;
+    reader_start(&rd, &r, &q);
+    reader_finish(&rd);
+    ck_assert_int_eq(rd.last.stop, STOP_TOKEN);
+    ck_assert_int_eq(rd.n_tokens, first); /* the stop token itself is no event */
+    reader_free(&rd);
+    q.min_tokens = 25;
+    reader_start(&rd, &r, &q);
+    reader_finish(&rd);
+    ck_assert_int_ge(rd.n_tokens, 25);
+    for (int i = 0; i < 25; i++)
+        ck_assert(rd.tokens[i] != stop[0] && rd.tokens[i] != stop[1]);
+    reader_free(&rd);
+    reader_free(&free_run);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_invalid_requests_are_refused)
+{
+    static struct reader rd;
+    struct rig r;
+    struct err err = {0};
+    rig_open(&r, &(struct rig_options){0});
+    int32_t bad[] = {1, -1}, huge[] = {512};
+    struct gen_request cases[6];
+    for (int i = 0; i < 6; i++)
+        cases[i] = rig_request(5, 1, 5);
+    cases[0].n_prompt = 0;
+    cases[1].max_tokens = 0;
+    cases[2].prompt = bad, cases[2].n_prompt = 2;
+    cases[3].resume = huge, cases[3].n_resume = 1;
+    cases[4].n_logprobs = 21;
+    cases[5].n_resume = -1;
+    for (int i = 0; i < 6; i++) {
+        ck_assert(!reader_submit(&rd, &r, &cases[i], NULL, &err));
+        ck_assert_int_eq(err.code, ERR_INVALID);
+    }
+    ck_assert(engine_submit(NULL, &cases[0], NULL, &err) == NULL);
+    ck_assert_int_eq(err.code, ERR_NOT_READY);
+    ck_assert(engine_open(NULL, &(struct engine_options){0}, &err) == NULL);
+    ck_assert(strncmp(err.msg, "MODEL_NOT_LOADED", 16) == 0);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_logprobs)
+{
+    static struct reader plain, rd;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(20, 3, 12);
+    reader_start(&plain, &r, &q);
+    reader_finish(&plain);
+    q.n_logprobs = 20;
+    q.sample.temperature = 0;
+    reader_start(&rd, &r, &q);
+    struct gen_event ev = {0};
+    int n = 0;
+    while (ev.type != GEN_EV_END) {
+        if (!gen_next(rd.gen, &ev)) {
+            usleep(500);
+            continue;
+        }
+        if (ev.type != GEN_EV_TOKEN)
+            continue;
+        n++;
+        ck_assert_int_eq(ev.n_top, 20);
+        ck_assert_int_eq(ev.top[0].token, ev.token); /* greedy takes the best */
+        ck_assert_float_eq(ev.top[0].logprob, ev.logprob);
+        for (int i = 1; i < 20; i++)
+            ck_assert_float_le(ev.top[i].logprob, ev.top[i - 1].logprob);
+    }
+    ck_assert_int_eq(n, 12);
+    reader_free(&rd);
+    q.n_logprobs = 0;
+    q.sample.temperature = 1;
+    reader_start(&rd, &r, &q);
+    reader_finish(&rd);
+    assert_same(&rd, &plain, "with logprobs");
+    for (int i = 0; i < 12; i++)
+        ck_assert(rd.logprobs[i] < 0 && rd.logprobs[i] > -100);
+    reader_free(&rd);
+    reader_free(&plain);
+    rig_close(&r);
+}
+END_TEST
+
+/* ---- cancel, deadlines, slow readers ---- */
+
+static void assert_error(struct reader *rd, enum err_code code, bool in_queue)
+{
+    ck_assert(reader_poll(rd)); /* at once, the engine is held */
+    ck_assert_int_eq(rd->last.type, GEN_EV_ERROR);
+    ck_assert_int_eq(rd->last.code, code);
+    ck_assert_int_eq(rd->last.in_queue, in_queue);
+    ck_assert(!gen_pending(rd->gen));
+    gen_cancel(rd->gen, ERR_INTERNAL, "again");
+    ck_assert(!gen_pending(rd->gen));
+}
+
+START_TEST(test_cancel_in_queue_prefill_and_decode)
+{
+    static struct reader decoding, prefilling, queued;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.max_seqs = 1});
+    struct gen_request q = rig_request(200, 1, 50);
+    rig_hold();
+    reader_start(&prefilling, &r, &q);
+    reader_start(&queued, &r, &q);
+    rig_wait_held();
+    gen_cancel(queued.gen, ERR_CANCELLED, "by the client");
+    assert_error(&queued, ERR_CANCELLED, true);
+    ck_assert_str_eq(queued.last.message, "by the client");
+    ck_assert(!queued.started);
+    gen_cancel(prefilling.gen, ERR_CANCELLED, "by the client");
+    assert_error(&prefilling, ERR_CANCELLED, false);
+    ck_assert(prefilling.started);
+    rig_go();
+    rig_wait_idle(&r);
+    ck_assert_int_eq(rig_phases(), 0); /* the step held nothing else: it was abandoned before its first attention */
+    reader_start(&decoding, &r, &q);
+    reader_wait_tokens(&decoding, 3);
+    rig_hold();
+    rig_wait_held();
+    gen_cancel(decoding.gen, ERR_CANCELLED, "by the client");
+    assert_error(&decoding, ERR_CANCELLED, false);
+    rig_go();
+    rig_wait_idle(&r);
+    reader_free(&decoding);
+    reader_free(&prefilling);
+    reader_free(&queued);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_a_neighbour_keeps_its_step)
+{
+    static struct reader alone, a, b;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(30, 1, 10), p = rig_request(30, 1, 10);
+    reader_start(&alone, &r, &p);
+    reader_finish(&alone);
+    rig_hold();
+    reader_start(&a, &r, &p);
+    reader_start(&b, &r, &q);
+    rig_wait_held();
+    gen_cancel(b.gen, ERR_CANCELLED, "");
+    rig_go();
+    reader_finish(&a);
+    assert_same(&a, &alone, "with a cancelled neighbour");
+    reader_free(&a);
+    reader_free(&b);
+    reader_free(&alone);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_deadlines_fire_while_a_step_runs)
+{
+    static struct reader running, queued, limited;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.max_seqs = 1, .engine.inference_timeout_s = 0.3});
+    rig_hold();
+    struct gen_request q = rig_request(100, 1, 50);
+    uint64_t start = clock_ns();
+    q.deadline_ns = start + 100000000u;
+    reader_start(&running, &r, &q);
+    q.deadline_ns = start + 50000000u;
+    reader_start(&queued, &r, &q);
+    rig_wait_held();
+    reader_finish(&queued);
+    double queued_ms = clock_ms_since(start);
+    reader_finish(&running);
+    double running_ms = clock_ms_since(start);
+    assert_error(&queued, ERR_TIMEOUT, true);
+    assert_error(&running, ERR_TIMEOUT, false);
+    ck_assert(queued_ms >= 50 && running_ms >= 100);
+    ck_assert_msg(queued_ms < 1000 && running_ms < 1000, "after %g and %g ms", queued_ms, running_ms);
+    rig_go();
+    rig_wait_idle(&r);
+    rig_hold();
+    q.deadline_ns = 0;
+    reader_start(&limited, &r, &q);
+    reader_finish(&limited);
+    assert_error(&limited, ERR_TIMEOUT, false);
+    ck_assert(strstr(limited.last.message, "0.3 s") != NULL);
+    rig_go();
+    reader_free(&running);
+    reader_free(&queued);
+    reader_free(&limited);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_reader_that_does_not_read_is_stopped)
+{
+    static struct reader rd;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.engine.ring_events = 8});
+    struct gen_request q = rig_request(10, 1, 100);
+    reader_start(&rd, &r, &q);
+    rig_wait_idle(&r);
+    ck_assert(reader_poll(&rd));
+    ck_assert_int_eq(rd.n_tokens, 8);
+    ck_assert_int_eq(rd.last.code, ERR_CANCELLED);
+    reader_free(&rd);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_finish_is_quiet)
+{
+    static struct reader rd;
+    struct rig r;
+    struct gen_event ev;
+    struct gen_stats stats;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(10, 1, 200);
+    reader_start(&rd, &r, &q);
+    reader_wait_tokens(&rd, 5);
+    gen_finish(rd.gen);
+    ck_assert(!gen_pending(rd.gen) && !gen_next(rd.gen, &ev));
+    rig_wait_idle(&r);
+    ck_assert(!gen_pending(rd.gen) && !gen_next(rd.gen, &ev));
+    gen_cancel(rd.gen, ERR_CANCELLED, "late");
+    ck_assert(!gen_next(rd.gen, &ev));
+    gen_stats_get(rd.gen, &stats);
+    ck_assert_int_ge(stats.tokens_out, 5);
+    reader_free(&rd);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_release_stops_the_work_and_the_wakes)
+{
+    static struct reader rd;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(10, 1, 200);
+    reader_start(&rd, &r, &q);
+    reader_wait_tokens(&rd, 3);
+    gen_release(rd.gen);
+    int n = atomic_load(&rd.n_wakes);
+    rig_wait_idle(&r);
+    ck_assert_int_eq(atomic_load(&rd.n_wakes), n);
+    sem_destroy(&rd.woken);
+    rig_close(&r);
+}
+END_TEST
+
+static void release_in_wake(void *arg)
+{
+    struct gen *_Atomic *at = arg, *g = atomic_load(at); /* NULL while engine_submit has not returned */
+    struct gen_event ev;
+    while (g != NULL && gen_next(g, &ev))
+        if (ev.type == GEN_EV_ERROR || ev.type == GEN_EV_END) {
+            gen_release(g);
+            atomic_store(at, g = NULL);
+        }
+}
+
+START_TEST(test_wake_may_read_and_release)
+{
+    struct rig r;
+    struct err err = {0};
+    struct gen *_Atomic g = NULL;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(10, 1, 5);
+    q.wake = release_in_wake;
+    q.wake_arg = &g;
+    rig_hold();
+    g = engine_submit(r.engine, &q, NULL, &err);
+    ck_assert(g != NULL);
+    rig_wait_held();
+    gen_cancel(g, ERR_CANCELLED, "from this thread");
+    ck_assert(g == NULL);
+    rig_go();
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_one_wake_a_step)
+{
+    static struct reader rd;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(10, 1, 20);
+    reader_start(&rd, &r, &q);
+    reader_finish(&rd);
+    ck_assert_int_le(atomic_load(&rd.n_wakes), 1 + 20); /* started, and one with each token */
+    reader_free(&rd);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_stats)
+{
+    static struct reader rd;
+    struct rig r;
+    struct engine_stats s;
+    struct gen_stats g;
+    rig_open(&r, &(struct rig_options){.max_seqs = 4});
+    rig_slow(2000, 0);
+    struct gen_request q = rig_request(100, 1, 10);
+    rig_hold();
+    reader_start(&rd, &r, &q);
+    rig_wait_held();
+    engine_stats_get(r.engine, &s);
+    ck_assert_int_eq(s.running, 1);
+    ck_assert_int_eq(s.queued, 0);
+    ck_assert_double_eq(s.load, 0.25);
+    ck_assert_int_gt(s.kv_pages_used, 0);
+    ck_assert(!engine_idle(r.engine));
+    rig_go();
+    reader_finish(&rd);
+    gen_stats_get(rd.gen, &g);
+    ck_assert_int_eq(g.prompt_tokens, 100);
+    ck_assert_int_eq(g.tokens_out, 10);
+    ck_assert(g.queue_ms >= 0 && g.prefill_ms >= 2 && g.decode_ms >= 18);
+    rig_wait_idle(&r);
+    engine_stats_get(r.engine, &s);
+    ck_assert_uint_eq(s.tokens_in, 100);
+    ck_assert_uint_eq(s.tokens_out, 10);
+    ck_assert_int_eq(s.last_batch, 1);
+    ck_assert_uint_ge(s.steps, 10);
+    reader_free(&rd);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_idle_engine_lives_and_costs_nothing)
+{
+    struct rig r;
+    struct engine_stats a, b;
+    struct rusage before, after;
+    rig_open(&r, &(struct rig_options){0});
+    usleep(20000);
+    getrusage(RUSAGE_SELF, &before);
+    engine_stats_get(r.engine, &a);
+    usleep(350000);
+    engine_stats_get(r.engine, &b);
+    getrusage(RUSAGE_SELF, &after);
+    ck_assert(b.heartbeat_ns > a.heartbeat_ns);
+    ck_assert_int_lt((after.ru_utime.tv_sec - before.ru_utime.tv_sec) * 1000000 + after.ru_utime.tv_usec -
+                         before.ru_utime.tv_usec, 50000);
+    rig_close(&r);
+}
+END_TEST
+
+/* ---- shutting down, failing ---- */
+
+START_TEST(test_drain_refuses_new_work_and_finishes_old)
+{
+    static struct reader running, queued, late;
+    struct rig r;
+    struct err err = {0};
+    rig_open(&r, &(struct rig_options){.max_seqs = 1});
+    struct gen_request q = rig_request(10, 1, 10);
+    rig_hold();
+    reader_start(&running, &r, &q);
+    reader_start(&queued, &r, &q);
+    engine_drain(r.engine);
+    ck_assert(!reader_submit(&late, &r, &q, NULL, &err));
+    ck_assert_int_eq(err.code, ERR_DRAINING);
+    rig_go();
+    reader_finish(&running);
+    reader_finish(&queued);
+    ck_assert_int_eq(queued.last.type, GEN_EV_END);
+    rig_wait_idle(&r);
+    reader_free(&running);
+    reader_free(&queued);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_cancel_all)
+{
+    static struct reader rd[6];
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.max_seqs = 2});
+    struct gen_request q = rig_request(50, 1, 100);
+    rig_hold();
+    for (int i = 0; i < 6; i++)
+        reader_start(&rd[i], &r, &q);
+    rig_wait_held();
+    engine_cancel_all(r.engine);
+    for (int i = 0; i < 6; i++) {
+        ck_assert(reader_poll(&rd[i]));
+        assert_error(&rd[i], ERR_CANCELLED, !rd[i].started);
+    }
+    rig_go();
+    rig_wait_idle(&r);
+    for (int i = 0; i < 6; i++)
+        reader_free(&rd[i]);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_close_with_gens_alive)
+{
+    static struct reader rd[6];
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.max_seqs = 2});
+    struct gen_request q = rig_request(50, 1, 100);
+    rig_slow(1000, 0);
+    for (int i = 0; i < 6; i++)
+        reader_start(&rd[i], &r, &q);
+    reader_wait_tokens(&rd[0], 2);
+    reader_free(&rd[5]);
+    engine_close(r.engine);
+    for (int i = 0; i < 5; i++) { /* they outlive the engine */
+        reader_finish(&rd[i]);
+        ck_assert_int_eq(rd[i].last.code, ERR_CANCELLED);
+        gen_cancel(rd[i].gen, ERR_CANCELLED, "late");
+        reader_free(&rd[i]);
+    }
+    model_close(r.model);
+    gguf_close(r.gguf);
+    unlink(r.path);
+}
+END_TEST
+
+START_TEST(test_a_failed_device_ends_everything)
+{
+    static struct reader rd[4], late;
+    struct rig r;
+    struct err err = {0}, cause = {0};
+    struct engine_stats s;
+    rig_open(&r, &(struct rig_options){.max_seqs = 2});
+    struct gen_request q = rig_request(50, 1, 100);
+    ck_assert(!engine_failure(r.engine, &cause));
+    for (int i = 0; i < 4; i++)
+        reader_start(&rd[i], &r, &q);
+    reader_wait_tokens(&rd[0], 2);
+    rig_break(ERR_CUDA);
+    for (int i = 0; i < 4; i++) {
+        reader_finish(&rd[i]);
+        ck_assert_int_eq(rd[i].last.code, ERR_CUDA);
+        ck_assert_str_eq(rd[i].last.message, "launch failed");
+    }
+    ck_assert(engine_failure(r.engine, &cause));
+    ck_assert_int_eq(cause.code, ERR_CUDA);
+    ck_assert(!reader_submit(&late, &r, &q, NULL, &err));
+    ck_assert_int_eq(err.code, ERR_NOT_READY);
+    engine_stats_get(r.engine, &s);
+    ck_assert(s.failed);
+    for (int i = 0; i < 4; i++)
+        reader_free(&rd[i]);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_no_memory_for_a_request)
+{
+    static struct reader rd;
+    struct rig r;
+    struct err err = {0};
+    rig_open(&r, &(struct rig_options){0});
+    struct gen_request q = rig_request(50, 1, 3);
+    mem_fail_after(1);
+    ck_assert(!reader_submit(&rd, &r, &q, NULL, &err));
+    ck_assert_int_eq(err.code, ERR_OOM);
+    reader_start(&rd, &r, &q);
+    mem_fail_after(1); /* running it allocates nothing */
+    reader_finish(&rd);
+    mem_fail_after(0);
+    ck_assert_int_eq(rd.n_tokens, 3);
+    reader_free(&rd);
+    rig_close(&r);
+}
+END_TEST
+
+START_TEST(test_no_memory_for_the_engine)
+{
+    struct rig r;
+    struct err err = {0};
+    rig_open_adapter(&r, &(struct rig_options){0});
+    struct engine *e = NULL;
+    int n = 0;
+    while (e == NULL) {
+        ck_assert_int_lt(n, 50);
+        mem_fail_after(++n);
+        e = engine_open(r.adapter, &(struct engine_options){.max_queue = 1}, &err);
+    }
+    mem_fail_after(0);
+    ck_assert_int_gt(n, 5);
+    r.engine = e;
+    rig_close(&r);
+}
+END_TEST
+
+/* ---- a storm (D10) ---- */
+
+struct stormer {
+    pthread_t thread;
+    struct rig *rig;
+    unsigned seed;
+};
+
+static void *storm(void *arg)
+{
+    struct stormer *s = arg;
+    struct reader *rd = malloc(sizeof *rd);
+    struct err err = {0};
+    for (int i = 0; i < 60; i++) {
+        struct gen_request q = {.max_tokens = 30, .sample = SAMPLE_DEFAULTS, .n_logprobs = -1};
+        int32_t prompt[120];
+        for (int j = 0; j < 120; j++)
+            prompt[j] = (int32_t)(rand_r(&s->seed) % 500);
+        q.prompt = prompt;
+        q.n_prompt = 1 + (int)(rand_r(&s->seed) % 120);
+        if (!reader_submit(rd, s->rig, &q, NULL, &err))
+            continue;
+        usleep(rand_r(&s->seed) % 4000);
+        if (i % 3 == 0)
+            gen_cancel(rd->gen, ERR_CANCELLED, "cancelled");
+        if (i % 3 == 1)
+            gen_finish(rd->gen);
+        reader_free(rd);
+    }
+    free(rd);
+    return NULL;
+}
+
+START_TEST(test_storm_of_cancels_leaves_neighbours_alone)
+{
+    static struct reader alone[N_MIX], together[N_MIX];
+    struct stormer s[4];
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.max_seqs = 20});
+    for (int i = 0; i < N_MIX; i++)
+        run_alone(&r, i, &alone[i]);
+    for (unsigned i = 0; i < 4; i++) {
+        s[i] = (struct stormer){.rig = &r, .seed = i};
+        ck_assert_int_eq(pthread_create(&s[i].thread, NULL, storm, &s[i]), 0);
+    }
+    for (int i = 0; i < N_MIX; i++) {
+        struct gen_request q = mixed_request(i);
+        reader_start(&together[i], &r, &q);
+    }
+    for (int i = 0; i < N_MIX; i++) {
+        reader_finish(&together[i]);
+        assert_same(&together[i], &alone[i], "in a storm");
+        reader_free(&together[i]);
+    }
+    for (int i = 0; i < 4; i++)
+        pthread_join(s[i].thread, NULL);
+    rig_close(&r);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("engine");
+    TCase *t = tcase_create("engine");
+    tcase_set_timeout(t, 240); /* for the thread sanitizer */
+    tcase_add_test(t, test_same_bytes_whatever_else_runs);
+    tcase_add_test(t, test_same_bytes_with_windows_and_q8_pages);
+    tcase_add_test(t, test_five_runs_give_one_answer);
+    tcase_add_test(t, test_equals_the_plain_loop_over_the_adapter);
+    tcase_add_test(t, test_resumed_elsewhere_goes_on_without_a_seam);
+    tcase_add_test(t, test_ends_at_max_tokens_and_at_the_context);
+    tcase_add_test(t, test_stop_tokens_and_min_tokens);
+    tcase_add_test(t, test_invalid_requests_are_refused);
+    tcase_add_test(t, test_logprobs);
+    tcase_add_test(t, test_cancel_in_queue_prefill_and_decode);
+    tcase_add_test(t, test_a_neighbour_keeps_its_step);
+    tcase_add_test(t, test_deadlines_fire_while_a_step_runs);
+    tcase_add_test(t, test_reader_that_does_not_read_is_stopped);
+    tcase_add_test(t, test_finish_is_quiet);
+    tcase_add_test(t, test_release_stops_the_work_and_the_wakes);
+    tcase_add_test(t, test_wake_may_read_and_release);
+    tcase_add_test(t, test_one_wake_a_step);
+    tcase_add_test(t, test_stats);
+    tcase_add_test(t, test_idle_engine_lives_and_costs_nothing);
+    tcase_add_test(t, test_drain_refuses_new_work_and_finishes_old);
+    tcase_add_test(t, test_cancel_all);
+    tcase_add_test(t, test_close_with_gens_alive);
+    tcase_add_test(t, test_a_failed_device_ends_everything);
+    tcase_add_test(t, test_no_memory_for_a_request);
+    tcase_add_test(t, test_no_memory_for_the_engine);
+    tcase_add_test(t, test_storm_of_cancels_leaves_neighbours_alone);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
