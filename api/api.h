@@ -19,7 +19,8 @@ struct api;
 struct engine;
 struct tok;
 
-enum worker_state { WORKER_LOADING, WORKER_READY, WORKER_DRAINING, WORKER_FAILED };
+/* Leaving: told to stop, and no longer called ready, but work is still taken until balancers have noticed. */
+enum worker_state { WORKER_LOADING, WORKER_READY, WORKER_LEAVING, WORKER_DRAINING, WORKER_FAILED };
 
 enum { API_LISTEN_MAX = 8 };
 

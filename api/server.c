@@ -334,9 +334,10 @@ struct engine *api_engine(struct api *a, struct err *err)
     };
     int state = atomic_load(&a->state);
     struct engine *e = atomic_load(&a->engine);
-    if (state == WORKER_READY && e != NULL)
+    bool serving = state == WORKER_READY || state == WORKER_LEAVING;
+    if (serving && e != NULL)
         return e;
-    if (state == WORKER_READY)
+    if (serving)
         state = WORKER_LOADING;
     err_set(err, why[state].code, "%s", why[state].message);
     return NULL;

@@ -52,6 +52,7 @@ static enum MHD_Result send_health(struct req *r, bool ok)
     } names[] = {
         [WORKER_LOADING] = {"loading", "loading"},
         [WORKER_READY] = {"ready", "healthy"},
+        [WORKER_LEAVING] = {"draining", "draining"},
         [WORKER_DRAINING] = {"draining", "draining"},
         [WORKER_FAILED] = {"failed", "unhealthy"},
     };
