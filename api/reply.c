@@ -109,11 +109,11 @@ const char reply_canned_503[] = CANNED(
     "503 Service Unavailable", "Retry-After: 1\r\n", "86",
     "{\"error\":{\"code\":\"NOT_READY\",\"message\":\"too many open connections\",\"retriable\":true}}\n");
 const char reply_canned_413[] = CANNED(
-    "413 Payload Too Large", "", "93",
+    "413 Payload Too Large", "", "91",
     "{\"error\":{\"code\":\"PAYLOAD_TOO_LARGE\",\"message\":\"the body is too large\",\"retriable\":false}}\n");
 const char reply_canned_408[] = CANNED(
-    "408 Request Timeout", "", "102",
+    "408 Request Timeout", "", "98",
     "{\"error\":{\"code\":\"REQUEST_TIMEOUT\",\"message\":\"the body did not arrive in time\",\"retriable\":true}}\n");
 const char reply_canned_429[] = CANNED(
-    "429 Too Many Requests", "Retry-After: 1\r\n", "98",
+    "429 Too Many Requests", "Retry-After: 1\r\n", "95",
     "{\"error\":{\"code\":\"QUEUE_FULL\",\"message\":\"too many request bodies in flight\",\"retriable\":true}}\n");

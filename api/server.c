@@ -14,7 +14,7 @@
 #include <time.h>
 
 enum {
-    POOL_BYTES = 64 * 1024,      /* the library's memory of a connection; half of it bounds the headers */
+    POOL_BYTES = 32 * 1024,      /* the library's memory of a connection: bounds request line and headers, and a chunk */
     FLUSH_MS = 500,              /* api_close waits that long for answers that are owed */
     CUT_MS = 5000,
 };
