@@ -1,0 +1,42 @@
+/* Everything of a layer that is not a product, one table per instruction set: norms, rope, activations, attention tiles.
+ * The tables are compiled from one source (ops_body.h) over eight-lane vectors, so they give the same bytes; each comment
+ * of numerics.h and docs/numerics.md holds. */
+#ifndef KERNELS_CPU_OPS_H
+#define KERNELS_CPU_OPS_H
+
+#include "kernels/kern.h"
+
+/* One head's attention over a run of keys: maximum, sum of exponentials, weighted values o[head_dim] behind it. */
+struct part {
+    float m, l;
+    float o[];
+};
+
+struct cpu_ops {
+    const char *name;
+    /* x += y, y normed first when w is given. eps of the norm. */
+    void (*add_branch)(float *x, float *y, const float *w, int n, float eps);
+    void (*add)(float *x, const float *y, int n);
+    void (*norm)(const float *x, const float *w, int n, float eps, float *out);
+    /* Pairs of a head: neox (i, i + half), else (2i, 2i + 1). */
+    void (*rotate)(float *head, const float *cos, const float *sin, int half, bool neox);
+    void (*scale)(float *x, float s, int n);
+    /* gate = act(gate) * up */
+    void (*activate)(enum ffn_act act, float *gate, const float *up, int n);
+    void (*axpy)(float *y, float w, const float *x, int n);    /* y = fma(w, x, y) */
+    void (*to_f16)(const float *x, uint16_t *out, int n);
+    void (*from_f16)(const uint16_t *x, float *out, int n);
+    /* One tile for n_q heads that share keys: keys (head_dim, 64) and values (64, head_dim) as float; visible keys of
+     * head i are lo[i]..hi[i]. Writes part i at parts + i * stride bytes. q: n_q heads, q_stride floats apart. */
+    void (*scores)(const float *keys, int head_dim, const float *q, size_t q_stride, int n_q, float (*s)[NUM_TILE]);
+    void (*weigh)(float *s, int lo, int hi, struct part *out);    /* s becomes p; m and l */
+    void (*values)(const float *values, int head_dim, float (*p)[NUM_TILE], const int *lo, const int *hi, int n_q,
+                   struct part *const *out);
+    void (*merge)(struct part *a, const struct part *b, int head_dim);
+};
+
+const struct cpu_ops *cpu_ops(enum isa isa);    /* ISA_BEST and every level this machine runs; NULL otherwise */
+
+extern const struct cpu_ops cpu_ops_scalar, cpu_ops_avx2;
+
+#endif
