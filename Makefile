@@ -63,7 +63,7 @@ $(BIN)/inferd: $(OBJ)/daemon/main.o $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 $(BIN)/inferd-eval: $(OBJ)/bench/eval.o $(OBJ)/libtext.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs jansson libpcre2-8) -lm
-$(BIN)/inferd-bench: $(OBJ)/bench/bench.o $(OBJ)/libcore.a
+$(BIN)/inferd-bench: $(call objs,bench/bench.c bench/runner.c bench/bandwidth.c) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lm
 $(BIN)/test_%: $(OBJ)/tests/test_%.o $(OBJ)/libtest.a $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) $(LIBS)
@@ -99,6 +99,10 @@ fuzz:
 	        -artifact_prefix=$(BUILD)/fuzz/$$f. $(BUILD)/fuzz/corpus/$$f || exit 1; \
 	done
 
+# Speeds of MODEL (the default one) on this machine; against llama.cpp: bench/versus-llama.cpp.
+bench: $(BIN)/inferd-bench
+	$(BIN)/inferd-bench -m "$${MODEL:-$$(scripts/get-model)}" -p 512 -n 128 -d 0,2048 -b 1,8
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
@@ -109,6 +113,8 @@ help:
 	@echo 'check        build and run all tests, check the style'
 	@echo 'check-style  the rules that a grep can hold'
 	@echo 'asan, tsan   the tests under the address and undefined-behaviour, or the thread sanitizer'
+	@echo 'fuzz         each tests/fuzz_*.c for FUZZ_SECONDS'
+	@echo 'bench        speeds of MODEL on this machine'
 	@echo 'install      to $$(DESTDIR)$$(PREFIX), by default /usr/local'
 	@echo 'clean        remove $(BUILD)/'
 
