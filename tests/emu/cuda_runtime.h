@@ -1,0 +1,166 @@
+/* The device half of the CUDA shim: enough of CUDA's language for g++ to compile kernels/cuda/ as they are. Blocks run one
+ * after the other, the lanes of a block as fibers in random order between barriers (block.cc). */
+#ifndef TESTS_EMU_CUDA_RUNTIME_H
+#define TESTS_EMU_CUDA_RUNTIME_H
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/numerics.h"
+
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __shared__ static   /* one block at a time */
+#define LAUNCH(kernel, grid, block, smem, stream, ...) emu_launch(grid, block, smem, stream, kernel, __VA_ARGS__)
+#define DYNAMIC_SHARED(type, name) type *name = (type *)emu_dynamic_shared()
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+/* block.cc */
+void emu_enqueue(cudaStream_t s, std::function<void()> work);
+void emu_run_grid(dim3 grid, dim3 block, size_t smem, const std::function<void()> &lane);
+void *emu_dynamic_shared(void);
+enum { EMU_WARP = 32, EMU_SLOT = 64 };
+typedef unsigned char emu_slot[EMU_SLOT];
+/* Hands `bytes` of every lane of the warp to all of them; valid until the lane's second exchange from here. */
+const emu_slot *emu_exchange(const void *mine, size_t bytes, int line);
+int emu_lane(void);
+void emu_barrier(int line);
+void emu_fail(const char *what, int line, int other);
+
+/* Arguments are taken now, as by a real launch; the grid runs when its stream is waited for. */
+template <class... P, class... A>
+void emu_launch(dim3 grid, dim3 block, size_t smem, cudaStream_t s, void (*kernel)(P...), A... args)
+{
+    emu_enqueue(s, [=] { emu_run_grid(grid, block, smem, [&] { kernel(args...); }); });
+}
+
+/* The default argument is the line of the call. */
+#define EMU_LINE int line = __builtin_LINE()
+
+static inline void __syncthreads(EMU_LINE)
+{
+    emu_barrier(line);
+}
+
+static inline void emu_check_mask(unsigned mask, int line)
+{
+    if (mask != 0xFFFFFFFFu)
+        emu_fail("a warp operation without all lanes", line, 0);
+}
+
+static inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, EMU_LINE)
+{
+    emu_check_mask(mask, line);
+    emu_exchange("", 1, line);
+}
+
+template <class T> T emu_shuffle(unsigned mask, T x, int from, int line)
+{
+    emu_check_mask(mask, line);
+    const emu_slot *all = emu_exchange(&x, sizeof x, line);
+    T out;
+    memcpy(&out, all[from], sizeof out);
+    return out;
+}
+
+template <class T> T __shfl_sync(unsigned mask, T x, int from, EMU_LINE)
+{
+    return emu_shuffle(mask, x, from % EMU_WARP, line);
+}
+
+template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, EMU_LINE)
+{
+    return emu_shuffle(mask, x, emu_lane() ^ bits, line);
+}
+
+template <class T> T __shfl_down_sync(unsigned mask, T x, int by, EMU_LINE)
+{
+    int from = emu_lane() + by;
+    return emu_shuffle(mask, x, from < EMU_WARP ? from : emu_lane(), line);
+}
+
+static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector)
+{
+    uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t s = selector >> 4 * i & 15, byte = (uint32_t)(bytes >> 8 * (s & 7)) & 255;
+        out |= (s & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
+    }
+    return out;
+}
+
+static inline int emu_byte(uint32_t w, int i)
+{
+    return (int8_t)(w >> 8 * i);
+}
+
+static inline int __dp4a(int a, int b, int c)
+{
+    for (int i = 0; i < 4; i++)
+        c += emu_byte((uint32_t)a, i) * emu_byte((uint32_t)b, i);
+    return c;
+}
+
+static inline float half_to_float(uint16_t h)
+{
+    return num_f16_to_f32(h);
+}
+
+/* mma.sync with signed bytes, 16 x 8 x (16 steps): the fragments of all lanes are brought together, each lane then
+ * computes its four results. Words of a lane: rows g and g + 8 for each half of k, then the halves of its column. */
+static inline void emu_mma(int32_t c[4], const uint32_t *a, const uint32_t *b, int halves, int line)
+{
+    uint32_t mine[6] = {};
+    for (int h = 0; h < halves; h++) {
+        mine[2 * h] = a[2 * h];
+        mine[2 * h + 1] = a[2 * h + 1];
+        mine[4 + h] = b[h];
+    }
+    const emu_slot *all = emu_exchange(mine, sizeof mine, line);
+    int g = emu_lane() / 4, t = emu_lane() % 4;
+    for (int e = 0; e < 4; e++)
+        for (int h = 0; h < halves; h++)
+            for (int q = 0; q < 4; q++) { /* the quarter of k that lane q of a group holds */
+                uint32_t x, y;
+                memcpy(&x, all[4 * g + q] + 4 * (2 * h + e / 2), 4);
+                memcpy(&y, all[4 * (2 * t + e % 2) + q] + 4 * (4 + h), 4);
+                c[e] = __dp4a((int)x, (int)y, c[e]);
+            }
+}
+
+static inline void mma_16x8x32(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMU_LINE)
+{
+    const uint32_t b[2] = {b0, b1};
+    emu_mma(c, a, b, 2, line);
+}
+
+static inline void mma_16x8x16(int32_t c[4], uint32_t a0, uint32_t a1, uint32_t b, EMU_LINE)
+{
+    const uint32_t a[2] = {a0, a1};
+    emu_mma(c, a, &b, 1, line);
+}
+
+#endif
