@@ -21,7 +21,9 @@ CFLAGS  := -std=gnu11 $(OPT) $(WARN) $(SAN) -ffp-contract=off -fno-math-errno -f
 # Scalar code is built for the baseline CPU; fmaf() is inlined where the ISA has it.
 LDFLAGS := $(SAN) -pthread
 PKG     := libmicrohttpd jansson libcurl libsystemd libpcre2-8
-LIBS    := $(shell pkg-config --libs $(PKG)) -lm
+CORELIBS = -lm $(CUDA_LIBS)
+PKGLIBS := $(shell pkg-config --libs $(PKG))
+LIBS     = $(PKGLIBS) $(CORELIBS)
 TESTLIBS := $(shell pkg-config --libs check) -lcurl
 
 # SIMD levels of the CPU device: kernels/cpu/*_<isa>.c is compiled with its own flags and chosen at run time.
@@ -31,8 +33,24 @@ ISA_avx512      := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16
 ISA_avx512vnni  := $(ISA_avx512) -mavx512vnni
 isa_of          = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 
+# The CUDA engine: with nvcc, in release builds; else a stand-in that says there is none. Machine code for CUDA_ARCHS (sm_90 by
+# default; "all" for packages), and PTX of the lowest so that any other card from sm_75 on can run it.
+NVCC       ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA       := $(if $(NVCC),$(if $(filter release,$(CONFIG)),yes))
+CUDA_HOME  := $(if $(NVCC),$(abspath $(dir $(NVCC))..))
+CUDA_ARCHS ?= 90
+CUDA_ALL   := 75 80 86 87 88 89 90 100 103 110 120 121
+cuda_sm     = $(if $(filter all,$1),$(CUDA_ALL),$1)
+cuda_gen    = $(foreach a,$(call cuda_sm,$1),-gencode=arch=compute_$a,code=sm_$a) -gencode=arch=compute_75,code=compute_75
+NVCCFLAGS   = -std=c++17 -O3 -I. -fmad=false -Xcompiler -fPIC,-fno-threadsafe-statics \
+               $(call cuda_gen,$(CUDA_ARCHS))
+CUDA_LIBS  := $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread)
+
 src     = $(filter-out %/main.c,$(wildcard $1))
 CORE    := $(call src,base/*.c kernels/*.c kernels/ref/*.c kernels/cpu/*.c engine/*.c)
+ifdef CUDA
+CORE    := $(filter-out kernels/cuda_none.c,$(CORE)) $(wildcard kernels/cuda/*.c kernels/cuda/*.cu)
+endif
 TEXT    := $(call src,engine/text/*.c)
 API     := $(call src,api/*.c)
 DAEMON  := $(call src,daemon/*.c)
@@ -40,7 +58,7 @@ TESTS   := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 HELPERS := $(filter-out tests/test_% tests/make_% tests/fuzz_%,$(wildcard tests/*.c))
 TOOLS   := $(patsubst tests/%.c,%,$(wildcard tests/make_*.c))
 FUZZERS := $(patsubst tests/%.c,%,$(wildcard tests/fuzz_*.c))
-objs    = $(patsubst %.c,$(OBJ)/%.o,$1)
+objs    = $(addprefix $(OBJ)/,$(addsuffix .o,$(basename $1)))
 
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
             $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
@@ -62,13 +80,13 @@ ARCHIVES := $(addprefix $(OBJ)/,libdaemon.a libapi.a libtext.a libcore.a)
 $(BIN)/inferd: $(OBJ)/daemon/main.o $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 $(BIN)/inferd-eval: $(OBJ)/bench/eval.o $(OBJ)/libtext.a $(OBJ)/libcore.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs jansson libpcre2-8) -lm
+	$(CC) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs jansson libpcre2-8) $(CORELIBS)
 $(BIN)/inferd-bench: $(call objs,bench/bench.c bench/runner.c bench/bandwidth.c) $(OBJ)/libcore.a
-	$(CC) $(LDFLAGS) -o $@ $^ -lm
+	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
 $(BIN)/test_%: $(OBJ)/tests/test_%.o $(OBJ)/libtest.a $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) $(LIBS)
 $(BIN)/make_%: $(OBJ)/tests/make_%.o $(OBJ)/libtest.a $(OBJ)/libcore.a
-	$(CC) $(LDFLAGS) -o $@ $^ -lm
+	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
 
 $(BIN)/fuzz_%: $(OBJ)/tests/fuzz_%.o $(OBJ)/libtest.a $(ARCHIVES)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
@@ -77,6 +95,24 @@ $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D) $(BIN)
 	$(CC) $(CFLAGS) $(if $(findstring kernels/cpu/,$<),-O3 $(call isa_of,$<)) -MMD -MP -c -o $@ $<
 $(OBJ)/api/embed.o: openapi.yaml api/page.html
+$(OBJ)/kernels/cuda/%.o: kernels/cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(OBJ)/kernels/cuda/%.o: CFLAGS += -isystem $(CUDA_HOME)/include
+
+# The same files for the host shim (tests/emu/): a card without a card. Its fibers do not go with sanitizers.
+EMU      := $(OBJ)/emu
+EMUFLAGS := -Itests/emu -I. -O2 -g -ffp-contract=off -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas
+EMUOBJS  := $(patsubst %,$(EMU)/%.o,$(wildcard kernels/cuda/*.c kernels/cuda/*.cu tests/emu/*.cc))
+$(EMU)/%.c.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 $(EMUFLAGS) -MMD -MP -c -o $@ $<
+$(EMU)/%.o: % Makefile
+	@mkdir -p $(@D)
+	$(CXX) -std=gnu++17 $(EMUFLAGS) -MMD -MP -c -o $@ -x c++ $<
+$(BIN)/test_cuda: $(OBJ)/tests/test_cuda.o $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) -lm -lstdc++
+
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
 
 tests: all $(addprefix $(BIN)/,$(TESTS) $(TOOLS))

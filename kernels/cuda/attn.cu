@@ -1,0 +1,249 @@
+/* Attention: a block takes one row, one KV head and up to G of its query heads, over one split of 256 keys (a thread a key)
+ * or all splits in order; then every (row, head) merges its splits in index order and quantises. The order of every sum is
+ * the contract's, whichever way the splits are shared out. */
+#include "kernels/cuda/act.cuh"
+#include "kernels/cuda/kv.cuh"
+
+enum { ATTN_THREADS = NUM_SPLIT, TILES = NUM_SPLIT / NUM_TILE, SHARED_FLOATS = 8192 };
+
+struct attn_args {
+    const float *q;
+    float *part_o, *part_ml;
+    struct dev_step step;
+    struct kv_cache kv;
+    int layer, n_head, window, n_part, passes;  /* passes: groups of G heads a KV head has */
+    bool all;                                   /* a block runs through all splits of its row */
+};
+
+/* ---- helpers ---- */
+
+/* Keys that position pos sees: first..pos. */
+__device__ static int first_key(int pos, int window)
+{
+    return window > 0 && pos >= window ? pos - window + 1 : 0;
+}
+
+/* Running state of one value of one head; l < 0: no keys yet. */
+struct state {
+    float m, l, o;
+};
+
+__device__ static struct state merge(struct state a, struct state b)
+{
+    float fa, fb;
+    if (b.l < 0)
+        return a;
+    if (a.l < 0)
+        return b;
+    a.m = num_merge(a.m, b.m, &fa, &fb);
+    a.l = fmaf(b.l, fb, a.l * fa);
+    a.o = fmaf(b.o, fb, a.o * fa);
+    return a;
+}
+
+/* Scores of the thread's key for G heads: sequential over the dimensions. */
+template <enum kv_type KV, int G>
+__device__ static void score(const struct kv_cache &kv, uint8_t *block, int p, const float *q, float s[G])
+{
+    constexpr int n = 16 / kv_of<KV>::bytes;
+    for (int d = 0; d < kv.head_dim; d += n) {
+        uint4 v = *(const uint4 *)(block + ((size_t)(d / n) * NUM_TILE + (size_t)p) * 16);
+        const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+        float scale = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, p, d)) : 0;
+#pragma unroll
+        for (int e = 0; e < n; e++) {
+            if (d + e >= kv.head_dim)
+                break;
+            float key = kv_word<KV>(w, e, scale);
+#pragma unroll
+            for (int g = 0; g < G; g++)
+                s[g] = fmaf(q[g * kv.head_dim + d + e], key, s[g]);
+        }
+    }
+}
+
+/* Each tile's maximum and sum of exponentials for one head, by its 64 threads; p is written for the values' sums. */
+__device__ static void soften(float s, bool visible, float *p, float *m, float *l, float *scratch)
+{
+    int tid = (int)threadIdx.x, tile = tid / NUM_TILE, lane = tid % WARP;
+    float w = warp_max(visible ? s : -INFINITY);
+    if (lane == 0)
+        scratch[tid / WARP] = w;
+    __syncthreads();
+    float most = fmaxf(scratch[2 * tile], scratch[2 * tile + 1]);
+    p[tid] = visible ? num_exp(s - most) : 0;
+    __syncthreads();
+    if (tid % NUM_TILE < WARP) {
+        float sum = warp_tree64(p + tile * NUM_TILE, lane);
+        if (lane == 0) {
+            m[tile] = most;
+            l[tile] = sum;
+        }
+    }
+}
+
+/* o[g][tile][d] for the thread's tile: sequential over its visible keys lo..hi (indices in the tile). */
+template <enum kv_type KV, int G>
+__device__ static void weigh_values(const struct kv_cache &kv, uint8_t *block, int lo, int hi, const float p[G][NUM_SPLIT],
+                                    float *o)
+{
+    int tile = (int)threadIdx.x / NUM_TILE;
+    for (int d = (int)threadIdx.x % NUM_TILE; d < kv.head_dim; d += NUM_TILE) {
+        float sum[G] = {};
+        for (int key = lo; key <= hi; key++) {
+            float scale = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, key, d)) : 0;
+            float v = kv_value<KV>(block, kv_index<KV>(kv, true, key, d), scale);
+#pragma unroll
+            for (int g = 0; g < G; g++)
+                sum[g] = fmaf(p[g][tile * NUM_TILE + key], v, sum[g]);
+        }
+#pragma unroll
+        for (int g = 0; g < G; g++)
+            o[(g * TILES + tile) * kv.head_dim + d] = sum[g];
+    }
+}
+
+/* ---- kernels ---- */
+
+/* Grid: splits (or 1) x KV heads * passes x rows. Dynamic shared memory: q (G, hd), tiles' o (G, 4, hd), running states. */
+template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_THREADS) k_attn(struct attn_args a)
+{
+    DYNAMIC_SHARED(float, shared);
+    __shared__ float p[G][NUM_SPLIT], m[G][TILES], l[G][TILES], scratch[ATTN_THREADS / WARP];
+    int tid = (int)threadIdx.x, tile = tid / NUM_TILE, row = (int)blockIdx.z, hd = a.kv.head_dim;
+    int group = a.n_head / a.kv.n_kv_head, kv_head = (int)blockIdx.y / a.passes;
+    int g0 = (int)blockIdx.y % a.passes * G, n = group - g0 < G ? group - g0 : G, head0 = kv_head * group + g0;
+    int pos = a.step.pos[row], first = first_key(pos, a.window);
+    const int32_t *pages = a.step.pages + a.step.page_at[row];
+    float *q = shared, *o = q + G * hd;
+    struct state *run = (struct state *)(o + G * TILES * hd);
+    int begin = first / NUM_SPLIT, end = pos / NUM_SPLIT;
+    if (!a.all) {
+        begin += (int)blockIdx.x;
+        if (begin > end)
+            return;
+        end = begin;
+    }
+    for (int i = tid; i < G * hd; i += ATTN_THREADS) {
+        q[i] = i < n * hd ? a.q[((size_t)row * (size_t)a.n_head + (size_t)head0) * (size_t)hd + (size_t)i] : 0;
+        run[i].l = -1;
+    }
+    __syncthreads();
+    for (int s = begin; s <= end; s++) {
+        int at = s * NUM_SPLIT + tile * NUM_TILE, key = s * NUM_SPLIT + tid;
+        int lo = first > at ? first - at : 0, hi = pos - at < NUM_TILE - 1 ? pos - at : NUM_TILE - 1;
+        bool visible = key >= first && key <= pos, any = lo <= hi;
+        int page = any ? pages[at / NUM_TILE] : 0;
+        float sums[G] = {};
+        if (visible)
+            score<KV, G>(a.kv, kv_block(a.kv, page, a.layer, false, kv_head), tid % NUM_TILE, q, sums);
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+            __syncthreads(); /* scratch, and p of the split before */
+            soften(sums[g], visible, p[g], m[g], l[g], scratch);
+        }
+        __syncthreads();
+        if (any)
+            weigh_values<KV, G>(a.kv, kv_block(a.kv, page, a.layer, true, kv_head), lo, hi, p, o);
+        __syncthreads();
+        for (int i = tid; i < n * hd; i += ATTN_THREADS) { /* thread i's own state: no barrier between splits */
+            int g = i / hd, d = i % hd;
+            struct state split = {0, -1, 0};
+            for (int t = 0; t < TILES; t++) {
+                int t_at = s * NUM_SPLIT + t * NUM_TILE;
+                if (t_at > pos || t_at + NUM_TILE - 1 < first)
+                    continue;
+                struct state part = {m[g][t], l[g][t], o[(g * TILES + t) * hd + d]};
+                split = merge(split, part);
+            }
+            run[i] = merge(run[i], split);
+        }
+    }
+    int slot = row * a.n_part + (a.all ? 0 : (int)blockIdx.x);
+    for (int i = tid; i < n * hd; i += ATTN_THREADS) {
+        size_t out = (size_t)slot * (size_t)a.n_head + (size_t)(head0 + i / hd);
+        a.part_o[out * (size_t)hd + (size_t)(i % hd)] = run[i].o;
+        if (i % hd == 0) {
+            a.part_ml[2 * out] = run[i].m;
+            a.part_ml[2 * out + 1] = run[i].l;
+        }
+    }
+}
+
+/* A thread a value of a row: splits in index order, the sink, division, quantisation. */
+__global__ static void __launch_bounds__(ATTN_THREADS) k_merge(struct attn_args a, const float *sinks, struct act out)
+{
+    int i = (int)(blockIdx.x * ATTN_THREADS + threadIdx.x), row = (int)blockIdx.y, hd = a.kv.head_dim, width = a.n_head * hd;
+    if (i - i % WARP >= width)
+        return;
+    float x = 0;
+    if (i < width) {
+        int pos = a.step.pos[row], n = a.all ? 1 : pos / NUM_SPLIT - first_key(pos, a.window) / NUM_SPLIT + 1;
+        struct state s = {0, -1, 0};
+        for (int part = 0; part < n; part++) {
+            size_t at = (size_t)(row * a.n_part + part) * (size_t)a.n_head + (size_t)(i / hd);
+            struct state b = {a.part_ml[2 * at], a.part_ml[2 * at + 1], a.part_o[at * (size_t)hd + (size_t)(i % hd)]};
+            s = merge(s, b);
+        }
+        if (sinks != NULL) {
+            float fa, fb;
+            num_merge(s.m, sinks[i / hd], &fa, &fb);
+            s.l = fmaf(s.l, fa, fb);
+            s.o = s.o * fa;
+        }
+        x = s.o * (1.0f / s.l);
+    }
+    store_act(out, row, i, width, x);
+}
+
+/* ---- launchers ---- */
+
+template <enum kv_type KV, int G> static void run(struct cuda *k, struct attn_args *a, int splits)
+{
+    int group = a->n_head / a->kv.n_kv_head;
+    a->passes = (group + G - 1) / G;
+    dim3 grid((unsigned)splits, (unsigned)(a->kv.n_kv_head * a->passes), (unsigned)k->n_rows);
+    size_t shared = (size_t)(G * a->kv.head_dim) * (1 + TILES + 3) * sizeof(float);
+    auto kernel = k_attn<KV, G>;
+    LAUNCH(kernel, grid, dim3(ATTN_THREADS), shared, k->stream, *a);
+    CU_NOTE(k, "attention");
+}
+
+/* The most heads at once that they are and that shared memory (32 KB beside p) has room for. */
+template <enum kv_type KV> static void run_heads(struct cuda *k, struct attn_args *a, int splits)
+{
+    int group = a->n_head / a->kv.n_kv_head, room = SHARED_FLOATS / (1 + TILES + 3) / a->kv.head_dim;
+    if (group >= 5 && room >= 8)
+        run<KV, 8>(k, a, splits);
+    else if (group >= 2 && room >= 4)
+        run<KV, 4>(k, a, splits);
+    else
+        run<KV, 1>(k, a, splits);
+}
+
+extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int layer)
+{
+    int most = p->window > 0 && p->window <= k->max_pos ? (p->window + NUM_SPLIT - 2) / NUM_SPLIT + 1 : k->max_pos / NUM_SPLIT + 1;
+    struct attn_args a = {};
+    a.q = k->q;
+    a.part_o = k->part_o;
+    a.part_ml = k->part_ml;
+    a.step = k->step;
+    a.kv = k->kv;
+    a.layer = layer;
+    a.n_head = k->cfg.n_head;
+    a.window = p->window;
+    a.all = most * k->n_rows > k->n_part; /* many rows fill the card without splits */
+    a.n_part = a.all ? 1 : most;
+    int splits = a.n_part;
+    if (k->cfg.kv_type == KV_F16)
+        run_heads<KV_F16>(k, &a, splits);
+    else if (k->cfg.kv_type == KV_F32)
+        run_heads<KV_F32>(k, &a, splits);
+    else
+        run_heads<KV_Q8_0>(k, &a, splits);
+    int width = k->cfg.n_head * k->cfg.head_dim;
+    dim3 grid((unsigned)((width + ATTN_THREADS - 1) / ATTN_THREADS), (unsigned)k->n_rows);
+    LAUNCH(k_merge, grid, dim3(ATTN_THREADS), 0, k->stream, a, p->sinks, k->attn);
+    CU_NOTE(k, "merge");
+}

@@ -1,0 +1,206 @@
+/* The CUDA device: opening a card, its one slab of memory, the first failure, and the table of phases (step.c). Nothing is
+ * ever kept in host memory that belongs on the card: no managed or mapped memory, no fall-back. */
+#include "kernels/cuda/cuda.h"
+
+#include "base/mem.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MIN_CAPABILITY = 75 };
+
+void cuda_note(struct cuda *k, const char *where)
+{
+    cudaError_t e = cudaGetLastError();
+    if (e != cudaSuccess && k->failed == cudaSuccess) {
+        k->failed = e;
+        k->failed_at = where;
+    }
+}
+
+static size_t page_bytes(const struct kern_config *c)
+{
+    struct kv_cache kv;
+    cuda_kv_shape(c, &kv);
+    return kv.block_bytes * 2 * (size_t)c->n_kv_head * (size_t)c->n_layer;
+}
+
+static size_t work_bytes(const struct kern_config *c)
+{
+    struct cuda_sizes s;
+    cuda_plan(c, NULL, &s);
+    return s.work;
+}
+
+/* ---- open ---- */
+
+/* A card that can be used: driver there, index in range, new enough. */
+static bool choose_card(struct cuda *k, struct err *err)
+{
+    int n = 0, driver = 0, index = k->cfg.device_index;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    (void)cudaDriverGetVersion(&driver);
+    if (e == cudaErrorInsufficientDriver && driver == 0)
+        return err_set(err, ERR_DEVICE, "device cuda: no NVIDIA driver on this machine");
+    if (e == cudaErrorInsufficientDriver)
+        return err_set(err, ERR_DEVICE, "device cuda: the NVIDIA driver is for CUDA %d.%d, needed is %d.%d or later",
+                       driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (e == cudaErrorNoDevice || (e == cudaSuccess && n == 0))
+        return err_set(err, ERR_DEVICE, "device cuda: no NVIDIA GPU on this machine");
+    if (e != cudaSuccess)
+        return err_set(err, ERR_DEVICE, "device cuda: %s", cudaGetErrorString(e));
+    if (index < 0 || index >= n)
+        return err_set(err, ERR_DEVICE, "device cuda:%d: this machine has %d (cuda:0 to cuda:%d)", index, n, n - 1);
+    struct cudaDeviceProp prop;
+    e = cudaSetDevice(index);
+    e = e == cudaSuccess ? cudaGetDeviceProperties(&prop, index) : e;
+    if (e != cudaSuccess)
+        return err_set(err, ERR_DEVICE, "device cuda:%d: %s", index, cudaGetErrorString(e));
+    k->capability = prop.major * 10 + prop.minor;
+    snprintf(k->name, sizeof k->name, "%.200s", prop.name);
+    if (k->capability < MIN_CAPABILITY)
+        return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, needed is %d.%d or later", index,
+                       k->name, prop.major, prop.minor, MIN_CAPABILITY / 10, MIN_CAPABILITY % 10);
+    return true;
+}
+
+/* The slab, if the card has room for all of it. */
+static bool take_memory(struct cuda *k, struct err *err)
+{
+    struct cuda_sizes s;
+    size_t available = 0, total = 0;
+    cuda_plan(&k->cfg, NULL, &s);
+    size_t required = s.weights + s.kv + s.work;
+    cudaError_t e = cudaMemGetInfo(&available, &total);
+    if (e == cudaSuccess && required > available)
+        e = cudaErrorMemoryAllocation;
+    else if (e == cudaSuccess)
+        e = cudaMalloc((void **)&k->slab, required);
+    if (e == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        k->slab = NULL;
+        return err_set(err, ERR_DEVICE, "VRAM_OOM: device cuda:%d (%s): required %zu bytes, available %zu bytes",
+                       k->cfg.device_index, k->name, required, available);
+    }
+    if (e != cudaSuccess)
+        return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", k->cfg.device_index, k->name, cudaGetErrorString(e));
+    cuda_plan(&k->cfg, k, &s);
+    return true;
+}
+
+/* Pinned buffers, stream and events. */
+static bool take_host_side(struct cuda *k, struct err *err)
+{
+    size_t logits = (size_t)k->cfg.max_logits * (size_t)k->cfg.n_vocab * sizeof(float);
+    cudaError_t e = cudaStreamCreateWithFlags(&k->stream, cudaStreamNonBlocking);
+    for (int i = 0; i < 2 && e == cudaSuccess; i++) {
+        e = cudaMallocHost((void **)&k->pinned[i], cuda_stage_bytes());
+        e = e == cudaSuccess ? cudaEventCreateWithFlags(&k->copied[i], cudaEventDisableTiming) : e;
+    }
+    e = e == cudaSuccess ? cudaMallocHost((void **)&k->step_host, k->step_bytes) : e;
+    e = e == cudaSuccess ? cudaMallocHost((void **)&k->host_logits, logits) : e;
+    return e == cudaSuccess || err_set(err, ERR_DEVICE, "device cuda:%d (%s): pinned host memory: %s", k->cfg.device_index,
+                                       k->name, cudaGetErrorString(e));
+}
+
+static void close_cuda(struct kern *kern)
+{
+    struct cuda *k = (struct cuda *)kern;
+    if (k == NULL)
+        return;
+    /* After a failure these fail too; there is nothing more to do about it. */
+    if (k->stream != NULL)
+        (void)cudaStreamSynchronize(k->stream);
+    for (int i = 0; i < 2; i++) {
+        if (k->copied[i] != NULL)
+            (void)cudaEventDestroy(k->copied[i]);
+        (void)cudaFreeHost(k->pinned[i]);
+    }
+    (void)cudaFreeHost(k->step_host);
+    (void)cudaFreeHost(k->host_logits);
+    (void)cudaFree(k->slab);
+    if (k->stream != NULL)
+        (void)cudaStreamDestroy(k->stream);
+    (void)cudaGetLastError();
+    free(k);
+}
+
+static struct kern *open_cuda(const struct kern_config *c, struct err *err)
+{
+    struct cuda *k = mem_alloc(1, sizeof *k);
+    if (k == NULL) {
+        err_set(err, ERR_DEVICE, "device cuda: no host memory");
+        return NULL;
+    }
+    k->kern.dev = kern_cuda();
+    k->cfg = *c;
+    if (!choose_card(k, err)) {
+        free(k); /* nothing was taken, and without a driver nothing can be given back */
+        return NULL;
+    }
+    if (!take_memory(k, err) || !take_host_side(k, err)) {
+        close_cuda(&k->kern);
+        return NULL;
+    }
+    return &k->kern;
+}
+
+/* ---- the end of a step, facts ---- */
+
+static bool step_end(struct kern *kern, struct err *err)
+{
+    struct cuda *k = (struct cuda *)kern;
+    size_t bytes = (size_t)k->n_logits * (size_t)k->cfg.n_vocab * sizeof(float);
+    if (bytes > 0)
+        (void)cudaMemcpyAsync(k->host_logits, k->logits, bytes, cudaMemcpyDeviceToHost, k->stream);
+    CU_NOTE(k, "logits");
+    cudaError_t e = cudaStreamSynchronize(k->stream);
+    CU_NOTE(k, "step");
+    if (k->failed == cudaSuccess && e != cudaSuccess) {
+        k->failed = e;
+        k->failed_at = "step";
+    }
+    return k->failed == cudaSuccess || err_set(err, ERR_CUDA, "CUDA_ERROR: device cuda:%d (%s): %s: %s", k->cfg.device_index,
+                                               k->name, k->failed_at, cudaGetErrorString(k->failed));
+}
+
+static const float *logits(struct kern *kern, int i)
+{
+    struct cuda *k = (struct cuda *)kern;
+    return k->host_logits + (size_t)i * (size_t)k->cfg.n_vocab;
+}
+
+static void describe(const struct kern *kern, char *out, size_t size)
+{
+    const struct cuda *k = (const struct cuda *)kern;
+    snprintf(out, size, "cuda:%d, %s, compute capability %d.%d", k->cfg.device_index, k->name, k->capability / 10,
+             k->capability % 10);
+}
+
+static const struct kern_device device = {
+    .name = "cuda",
+    .open = open_cuda,
+    .close = close_cuda,
+    .mat_bytes = cuda_mat_bytes,
+    .page_bytes = page_bytes,
+    .work_bytes = work_bytes,
+    .mat_load = cuda_mat_load,
+    .vec_load = cuda_vec_load,
+    .step_begin = cuda_step_begin,
+    .embed = cuda_embed,
+    .attn_in = cuda_attn_in,
+    .attn = cuda_attn,
+    .attn_out = cuda_attn_out,
+    .route = cuda_route,
+    .ffn_in = cuda_ffn_in,
+    .ffn_out = cuda_ffn_out,
+    .head = cuda_head,
+    .step_end = step_end,
+    .logits = logits,
+    .describe = describe,
+};
+
+const struct kern_device *kern_cuda(void)
+{
+    return &device;
+}

@@ -1,0 +1,161 @@
+/* Private to kernels/cuda/: the open device, and the launchers of its kernels (.cu files), one line each. */
+#ifndef KERNELS_CUDA_CUDA_H
+#define KERNELS_CUDA_CUDA_H
+
+#include "kernels/cuda/layout.h"
+#include "kernels/kern.h"
+
+#include <cuda_runtime_api.h>
+
+/* Rows of activations, as float and quantised: codes in blocks of 32, their scale and the sums of their halves. */
+struct act_scale {
+    float d;
+    int16_t sum[2];
+};
+struct act {
+    float *x;               /* (rows, ld) */
+    int8_t *q;              /* (rows, ld) */
+    struct act_scale *s;    /* (rows, ld / 32) */
+    int ld;                 /* a multiple of SEGMENT */
+};
+
+/* One matrix of a product: out (columns, rows) = w x activations + bias. */
+struct product_part {
+    const void *w;
+    const float *bias;
+    float *out;
+    int rows, n_tile;
+};
+
+/* Products of up to three matrices of one type with the same activations. A column is a row of the step, or one of its
+ * experts: then which[column] is the matrix and column / act_div the row of activations. */
+enum { MAX_PARTS = 3 };
+struct product {
+    struct product_part part[MAX_PARTS];
+    int n_part, n_tile;     /* tiles of all parts */
+    int cols, n_seg, n_mat;
+    struct act act;
+    int act_div;
+    const int32_t *which;   /* NULL: matrix 0 */
+    int n_col;
+};
+
+/* The step's rows in device memory; step.c fills the copy on the host and uploads it at once. */
+struct dev_step {
+    int32_t *pos, *token;   /* (n_rows) */
+    int32_t *page_at;       /* (n_rows): where the sequence's pages begin in pages */
+    int32_t *logit_row;     /* (max_logits): rows that want logits */
+    float *cos, *sin;       /* (n_rows, n_rope, head_dim / 2) */
+    int32_t *pages;         /* page tables of the step's sequences */
+};
+
+/* KV cache: bytes of [page][layer][k, v][n_kv_head] blocks of NUM_TILE positions. Inside a block, K lies as
+ * [dims / n][64][n] with n values in 16 bytes, V as [64][dims]; dims is head_dim rounded up to 16. Q8_0 adds
+ * [64][blocks of 32] halves. */
+struct kv_cache {
+    uint8_t *data;
+    size_t block_bytes;
+    int n_layer, n_kv_head, head_dim, dims;
+};
+
+enum { SPLIT_SLOTS = 512 };
+
+struct cuda {
+    struct kern kern;
+    struct kern_config cfg;
+    char name[256];
+    int capability;         /* 90 = 9.0 */
+    cudaStream_t stream;
+    cudaError_t failed;     /* the first failure */
+    const char *failed_at;
+
+    uint8_t *slab;          /* everything on the device: weights, KV, work */
+    uint8_t *mat_at, *vec_at;   /* weights: matrices from the front, vectors from the back */
+    struct kv_cache kv;
+    uint8_t *stage;         /* raw rows of a matrix on their way in */
+    uint8_t *pinned[2];
+    cudaEvent_t copied[2];
+    int turn;               /* which pinned buffer is next */
+
+    float *x, *y;           /* (max_rows, dim): residual, pending branch */
+    struct act xn, attn, h; /* normed rows; attention's output; gated FFN rows (slots) */
+    float *q, *k, *v;       /* (max_rows, heads * head_dim) */
+    float *gate, *up;       /* (slots, n_ff) */
+    float *branch;          /* (slots, dim): outputs of experts */
+    float *router;          /* (max_rows, n_expert) */
+    int32_t *expert;        /* (slots), by rising id in each row */
+    float *expert_w;
+    float *part_o, *part_ml;    /* (slots, n_head, head_dim), (slots, n_head, 2): attention's splits */
+    int n_part;             /* slots of it */
+    float *logits;          /* (max_logits, n_vocab) */
+    float *host_logits;     /* the same, pinned */
+
+    uint8_t *step_dev, *step_host;  /* the two copies of dev_step's arrays */
+    size_t step_bytes;
+    struct dev_step step, host;
+    int n_rows, n_logits;
+    int max_pos;            /* of the step's rows */
+};
+
+/* Remembers the first failure; step_end reports it. */
+void cuda_note(struct cuda *k, const char *where);
+#define CU_NOTE(k, where) cuda_note(k, where)
+
+static inline int cuda_slots(const struct kern_config *c)
+{
+    return c->n_expert > 0 ? c->n_expert_used : 1;
+}
+
+/* plan.c: carves the slab; with k NULL it only counts. */
+struct cuda_sizes {
+    size_t work, kv, weights;
+};
+void cuda_plan(const struct kern_config *c, struct cuda *k, struct cuda_sizes *out);
+void cuda_kv_shape(const struct kern_config *c, struct kv_cache *kv);
+size_t cuda_stage_bytes(void);
+
+/* load.c */
+size_t cuda_mat_bytes(enum qtype type, int rows, int cols, int n_mat);
+bool cuda_mat_load(struct kern *k, struct mat *m, const void *src, size_t mat_stride, struct err *err);
+float *cuda_vec_load(struct kern *k, const float *src, size_t n, struct err *err);
+
+/* step.c */
+void cuda_step_begin(struct kern *k, const struct step *s);
+void cuda_embed(struct kern *k, const struct mat *table);
+void cuda_attn_in(struct kern *k, const struct layer *l);
+void cuda_attn(struct kern *k, const struct layer *l);
+void cuda_attn_out(struct kern *k, const struct layer *l);
+void cuda_route(struct kern *k, const struct layer *l);
+void cuda_ffn_in(struct kern *k, const struct layer *l);
+void cuda_ffn_out(struct kern *k, const struct layer *l);
+void cuda_head(struct kern *k, const struct head_params *p);
+
+/* pack.cu: rows row0.. of a matrix from raw (GGUF's layout, n rows) into dst; embed from the packed form. */
+void launch_pack(struct cuda *k, enum qtype type, const uint8_t *raw, void *dst, int rows, int cols, int n_mat, int mat,
+                 int row0, int n);
+void launch_embed(struct cuda *k, const struct mat *table);
+
+/* product.cu, tile.cu: out = w x act for few columns, and for many (quantised types, sm_80 on). */
+void launch_product(struct cuda *k, enum qtype type, const struct product *p);
+void launch_tile(struct cuda *k, enum qtype type, const struct product *p);
+
+/* row.cu */
+struct norm_args {
+    float *x, *y;           /* (rows, dim) */
+    const float *pending_norm, *norm;
+    bool has_pending;
+    const int32_t *rows;    /* which rows; NULL: all in order */
+    int n, dim;
+    float eps;
+    struct act out;
+};
+void launch_norm(struct cuda *k, const struct norm_args *a);
+void launch_heads(struct cuda *k, const struct attn_in_params *p, int layer);
+void launch_gate(struct cuda *k, int n_col, int n_ff);
+void launch_choose(struct cuda *k);
+void launch_blend(struct cuda *k);
+
+/* attn.cu */
+void launch_attn(struct cuda *k, const struct attn_params *p, int layer);
+
+#endif

@@ -1,0 +1,84 @@
+/* What every .cu file starts with: the C headers as C, the launch macro, and warp helpers. Instructions without an
+ * intrinsic stand here, one function each, so that a host build can replace them (tests/emu/). */
+#ifndef KERNELS_CUDA_DEVICE_CUH
+#define KERNELS_CUDA_DEVICE_CUH
+
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cuda_runtime.h>
+
+extern "C" {
+#include "kernels/cuda/cuda.h"
+}
+
+#define ALL_LANES 0xFFFFFFFFu
+enum { WARP = 32 };
+
+#ifdef __CUDACC__
+#define LAUNCH(kernel, grid, block, smem, stream, ...) (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__)
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+
+__device__ inline float half_to_float(uint16_t h)
+{
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+    return x;
+}
+
+/* c += a x b for 16 rows x 8 columns x 32 (16) signed bytes; fragments as PTX defines them. sm_80 on. */
+__device__ inline void mma_16x8x32(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+__device__ inline void mma_16x8x16(int32_t c[4], uint32_t a0, uint32_t a1, uint32_t b)
+{
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(b));
+#endif
+}
+#endif
+
+/* Half i of a word. */
+__device__ inline float half_of(uint32_t w, int i)
+{
+    return half_to_float((uint16_t)(w >> 16 * i));
+}
+
+/* Largest over the warp; a NaN is never taken, as in the contract. */
+__device__ inline float warp_max(float x)
+{
+    for (int lane = WARP / 2; lane > 0; lane /= 2)
+        x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lane));
+    return x;
+}
+
+/* Adds over each half of the warp. */
+__device__ inline int32_t half_warp_sum(int32_t x)
+{
+    for (int lane = WARP / 4; lane > 0; lane /= 2)
+        x += __shfl_xor_sync(ALL_LANES, x, lane);
+    return x;
+}
+
+/* num_tree64 over 64 threads that begin a warp; `s` holds 64 floats in shared memory, written before a barrier. The first
+ * warp calls it; the result is in its lane 0. */
+__device__ inline float warp_tree64(const float *s, int lane)
+{
+    float v = s[lane] + s[lane + WARP];
+    for (int stride = WARP / 2; stride > 0; stride /= 2)
+        v += __shfl_down_sync(ALL_LANES, v, stride);
+    return v;
+}
+
+#endif

@@ -1,0 +1,152 @@
+/* The product for few columns: a lane takes one segment of one row, reads it in 16-byte chunks that lie side by side with
+ * its neighbours' (8 rows a tile), and holds its sum for up to N columns. The segments' sums are then added in index order
+ * by one lane a row: the order of the contract, at any number of columns. Activations come from the L1 cache. */
+#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/product.cuh"
+
+enum { WAVE = 32, PRODUCT_THREADS = WAVE * TILE_ROWS, FEW = 8 };
+
+/* ---- helpers ---- */
+
+__device__ static int32_t dot_16(const uint32_t w[4], int4 a)
+{
+    int32_t sum = __dp4a((int32_t)w[0], a.x, 0);
+    sum = __dp4a((int32_t)w[1], a.y, sum);
+    sum = __dp4a((int32_t)w[2], a.z, sum);
+    return __dp4a((int32_t)w[3], a.w, sum);
+}
+
+/* A segment in registers. */
+template <int T> struct segment_words {
+    uint32_t w[layout_of(T).chunks][CHUNK_WORDS];
+    __device__ inline uint32_t operator()(int chunk, int word) const
+    {
+        return w[chunk][word];
+    }
+};
+
+/* acc = the segment's chain for the columns that begin at `first`, of quantised weights. */
+template <int T, int N>
+__device__ static void sum_quantised(const struct product &p, struct place at, int s, int first, int n, float acc[N])
+{
+    struct segment_words<T> words;
+#pragma unroll
+    for (int c = 0; c < layout_of(T).chunks; c++) {
+        uint4 v = *(const uint4 *)(at.code + c * TILE_ROWS * CHUNK_WORDS);
+        words.w[c][0] = v.x;
+        words.w[c][1] = v.y;
+        words.w[c][2] = v.z;
+        words.w[c][3] = v.w;
+    }
+    struct head head = load_head<T>(at.head, s % 2);
+    int n_block = p.cols / NUM_BLOCK - s * SEGMENT_BLOCKS;
+#pragma unroll
+    for (int j = 0; j < SEGMENT_BLOCKS; j++) {
+        if (j >= n_block)
+            break;
+        uint32_t lo[4], hi[4];
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+            codes<T>(words, j, t, &lo[t], &hi[t]);
+        struct terms terms = terms_of<T>(head, j);
+#pragma unroll
+        for (int c = 0; c < N; c++) {
+            if (c >= n)
+                break;
+            size_t a = act_at(p, first + c, s) + (size_t)j * NUM_BLOCK;
+            const int4 *q = (const int4 *)(p.act.q + a);
+            int32_t dot[2] = {dot_16(lo, q[0]), dot_16(hi, q[1])};
+            acc[c] = add_block<T>(terms, dot, layout_of(T).offset, p.act.s[a / NUM_BLOCK], acc[c]);
+        }
+    }
+}
+
+/* The same of float weights, one fused step a weight. */
+template <int T, int N>
+__device__ static void sum_float(const struct product &p, struct place at, int s, int first, int n, float acc[N])
+{
+    constexpr int per_word = T == QTYPE_F32 ? 1 : 2, per_chunk = CHUNK_WORDS * per_word;
+    int left = p.cols - s * SEGMENT;
+#pragma unroll 4
+    for (int i = 0; i < layout_of(T).chunks && i * per_chunk < left; i++) {
+        uint4 v = *(const uint4 *)(at.code + i * TILE_ROWS * CHUNK_WORDS);
+        const uint32_t w[CHUNK_WORDS] = {v.x, v.y, v.z, v.w};
+        bool whole = (i + 1) * per_chunk <= left;
+#pragma unroll
+        for (int c = 0; c < N; c++) {
+            if (c >= n)
+                break;
+            const float *x = p.act.x + act_at(p, first + c, s) + (size_t)(i * per_chunk);
+#pragma unroll
+            for (int e = 0; e < per_chunk; e++)
+                if (whole || i * per_chunk + e < left)
+                    acc[c] = fmaf(float_weight<T>(w[e / per_word], e % per_word), x[e], acc[c]);
+        }
+    }
+}
+
+/* ---- kernels ---- */
+
+/* Block x: a tile of 8 rows; block y: N columns. blockDim is 8 rows x as many segments as a wave takes. */
+template <int T, int N> __global__ static void __launch_bounds__(PRODUCT_THREADS) k_product(struct product p)
+{
+    __shared__ float sums[N][TILE_ROWS][WAVE + 1];
+    int tid = (int)threadIdx.x, row = tid % TILE_ROWS, wave = (int)blockDim.x / TILE_ROWS;
+    int first = (int)blockIdx.y * N, n = p.n_col - first < N ? p.n_col - first : N;
+    int tile = (int)blockIdx.x;
+    struct product_part part = part_of(p, &tile);
+    int mat = p.which != NULL ? p.which[first] : 0;
+    float total = 0;
+    for (int s0 = 0; s0 < p.n_seg; s0 += wave) {
+        int s = s0 + tid / TILE_ROWS;
+        float acc[N] = {};
+        if (s < p.n_seg) {
+            struct place at = place_of<T>(part.w, p.n_mat, part.n_tile, p.n_seg, mat, tile, s, row);
+            if constexpr (is_quantised(T))
+                sum_quantised<T, N>(p, at, s, first, n, acc);
+            else
+                sum_float<T, N>(p, at, s, first, n, acc);
+        }
+        if (s0 > 0)
+            __syncthreads();
+#pragma unroll
+        for (int c = 0; c < N; c++)
+            sums[c][row][tid / TILE_ROWS] = acc[c];
+        __syncthreads();
+        if (tid < n * TILE_ROWS)
+            for (int i = 0; i < wave && s0 + i < p.n_seg; i++) {
+                float v = sums[tid / TILE_ROWS][row][i];
+                total = s0 + i == 0 ? v : total + v;
+            }
+    }
+    int out = tile * TILE_ROWS + row;
+    if (tid < n * TILE_ROWS && out < part.rows)
+        store_output(part, first + tid / TILE_ROWS, out, mat, total);
+}
+
+/* ---- launchers ---- */
+
+template <int T> static void run(struct cuda *k, const struct product *p)
+{
+    /* Enough threads for a tile's segments, whole warps, and a lane for each of the sums. */
+    int wave = p->n_seg < WAVE ? (p->n_seg + 3) / 4 * 4 : WAVE;
+    int n = p->n_col == 1 || p->which != NULL ? 1 : FEW;
+    wave = wave < n ? n : wave;
+    dim3 grid((unsigned)p->n_tile, (unsigned)((p->n_col + n - 1) / n)), block((unsigned)(wave * TILE_ROWS));
+    if (n == 1)
+        LAUNCH((k_product<T, 1>), grid, block, 0, k->stream, *p);
+    else
+        LAUNCH((k_product<T, FEW>), grid, block, 0, k->stream, *p);
+    CU_NOTE(k, "product");
+}
+
+extern "C" void launch_product(struct cuda *k, enum qtype type, const struct product *p)
+{
+    switch (type) {
+#define QTYPE(name, id, n, block, mins)                                                                                \
+    case QTYPE_##name: run<QTYPE_##name>(k, p); break;
+#include "kernels/qtypes.def"
+#undef QTYPE
+    case QTYPE_N: break;
+    }
+}

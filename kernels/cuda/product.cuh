@@ -1,0 +1,50 @@
+/* What the two products (product.cu, tile.cu) share: which part and row of activations, a block's step, the output. */
+#ifndef KERNELS_CUDA_PRODUCT_CUH
+#define KERNELS_CUDA_PRODUCT_CUH
+
+#include "kernels/cuda/decode.cuh"
+
+/* The part that tile *tile of the whole product is in; *tile becomes the tile in that part. */
+__device__ inline struct product_part part_of(const struct product &p, int *tile)
+{
+    struct product_part part = p.part[0];
+    for (int i = 1; i < p.n_part && *tile >= part.n_tile; i++) {
+        *tile -= part.n_tile;
+        part = p.part[i];
+    }
+    return part;
+}
+
+/* Where segment s of a column's activations begins. */
+__device__ inline size_t act_at(const struct product &p, int col, int s)
+{
+    return (size_t)(col / p.act_div) * (size_t)p.act.ld + (size_t)(s * SEGMENT);
+}
+
+/* One block of 32 of the contract: codes' dot products with the offset still in them. */
+template <int T>
+__device__ inline float add_block(const struct terms &w, const int32_t dot[2], int offset, struct act_scale a, float acc)
+{
+    int32_t isum;
+    if constexpr (layout_of(T).halves)
+        isum = w.scale[0] * (dot[0] - offset * a.sum[0]) + w.scale[1] * (dot[1] - offset * a.sum[1]);
+    else
+        isum = w.scale[0] * (dot[0] + dot[1] - offset * (a.sum[0] + a.sum[1]));
+    acc = fmaf((float)isum, w.d * a.d, acc);
+    if constexpr (layout_of(T).mins == 1)
+        acc = fmaf(w.min[0], a.d * (float)(a.sum[0] + a.sum[1]), acc);
+    if constexpr (layout_of(T).mins == 2) {
+        acc = fmaf(w.min[0], a.d * (float)a.sum[0], acc);
+        acc = fmaf(w.min[1], a.d * (float)a.sum[1], acc);
+    }
+    return acc;
+}
+
+__device__ inline void store_output(const struct product_part &part, int col, int row, int mat, float x)
+{
+    if (part.bias != NULL)
+        x = x + part.bias[(size_t)mat * (size_t)part.rows + (size_t)row];
+    part.out[(size_t)col * (size_t)part.rows + (size_t)row] = x;
+}
+
+#endif

@@ -1,0 +1,191 @@
+/* A step on the card: its rows uploaded at once, and every phase as a few launches on one stream. */
+#include "kernels/cuda/cuda.h"
+
+#include <assert.h>
+
+enum { FEW_COLUMNS = 8, TILE_CAPABILITY = 80 };
+
+/* ---- the rows ---- */
+
+/* The arrays of dev_step one after the other, for this step's sizes; pages come last and grow. */
+static struct dev_step lay_out(const struct cuda *k, uint8_t *base, size_t *bytes)
+{
+    size_t n = (size_t)k->n_rows, angles = n * (size_t)k->cfg.n_rope * (size_t)(k->cfg.head_dim / 2);
+    int32_t *at = (int32_t *)(void *)base;
+    struct dev_step s = {.pos = at, .token = at + n, .page_at = at + 2 * n, .logit_row = at + 3 * n};
+    s.cos = (float *)(void *)(s.logit_row + k->n_logits);
+    s.sin = s.cos + angles;
+    s.pages = (int32_t *)(void *)(s.sin + angles);
+    *bytes = (size_t)((uint8_t *)s.pages - base);
+    return s;
+}
+
+static void fill_angles(struct cuda *k, const struct step *s)
+{
+    size_t at = 0, half = (size_t)(k->cfg.head_dim / 2);
+    for (int i = 0; i < s->n_rows; i++)
+        for (int set = 0; set < k->cfg.n_rope; set++, at += half) {
+            const struct rope *rope = &k->cfg.rope[set];
+            for (int j = 0; j < rope->n_rot / 2; j++) {
+                double sn, cs;
+                num_sincos((double)s->rows[i].pos * rope->inv_freq[j], &sn, &cs);
+                k->host.cos[at + (size_t)j] = (float)(cs * rope->mscale);
+                k->host.sin[at + (size_t)j] = (float)(sn * rope->mscale);
+            }
+        }
+}
+
+/* Copies each sequence's pages once, up to its last row here; returns how many there are. */
+static int fill_pages(struct cuda *k, const struct step *s)
+{
+    int n = 0;
+    for (int i = 0, last; i < s->n_rows; i = last) {
+        int most = 0;
+        for (last = i; last < s->n_rows && s->rows[last].seq == s->rows[i].seq; last++) {
+            k->host.page_at[last] = n;
+            most = s->rows[last].pos > most ? s->rows[last].pos : most;
+        }
+        const int32_t *pages = s->page_table + (size_t)s->rows[i].seq * (size_t)s->page_stride;
+        for (int j = 0; j <= most / NUM_TILE; j++)
+            k->host.pages[n++] = pages[j];
+        k->max_pos = most > k->max_pos ? most : k->max_pos;
+    }
+    return n;
+}
+
+void cuda_step_begin(struct kern *kern, const struct step *s)
+{
+    struct cuda *k = (struct cuda *)kern;
+    size_t bytes;
+    (void)cudaSetDevice(k->cfg.device_index); /* the current device is the thread's; open may have run in another */
+    k->n_rows = s->n_rows;
+    k->n_logits = 0;
+    k->max_pos = 0;
+    for (int i = 0; i < s->n_rows; i++)
+        k->n_logits += s->rows[i].want_logits;
+    k->host = lay_out(k, k->step_host, &bytes);
+    k->step = lay_out(k, k->step_dev, &bytes);
+    for (int i = 0, n = 0; i < s->n_rows; i++) {
+        k->host.pos[i] = s->rows[i].pos;
+        k->host.token[i] = s->rows[i].token;
+        if (s->rows[i].want_logits)
+            k->host.logit_row[n++] = i;
+    }
+    fill_angles(k, s);
+    bytes += (size_t)fill_pages(k, s) * sizeof(int32_t);
+    assert(bytes <= k->step_bytes);
+    (void)cudaMemcpyAsync(k->step_dev, k->step_host, bytes, cudaMemcpyHostToDevice, k->stream);
+    CU_NOTE(k, "rows");
+}
+
+/* ---- products ---- */
+
+struct output {
+    const struct mat *m;
+    const float *bias;
+    float *out;
+};
+
+/* out[i] = m[i] x act for all of them, one launch for each type there is. `which`: a matrix for each column (experts). */
+static void product(struct cuda *k, const struct output *o, int n, const struct act *act, int act_div, const int32_t *which,
+                    int n_col)
+{
+    bool done[MAX_PARTS] = {false};
+    for (int i = 0; i < n; i++) {
+        if (done[i])
+            continue;
+        struct product p = {
+            .cols = o[i].m->cols, .n_seg = layout_segments(o[i].m->cols), .n_mat = o[i].m->n_mat, .act = *act,
+            .act_div = act_div,   .which = which,                         .n_col = n_col,
+        };
+        for (int j = i; j < n; j++) {
+            if (o[j].m->type != o[i].m->type)
+                continue;
+            done[j] = true;
+            p.part[p.n_part++] =
+                (struct product_part){o[j].m->data, o[j].bias, o[j].out, o[j].m->rows, layout_tiles(o[j].m->rows)};
+            p.n_tile += layout_tiles(o[j].m->rows);
+        }
+        bool tiled = n_col > FEW_COLUMNS && which == NULL && layout_of((int)o[i].m->type).head_segs > 0 &&
+                     k->capability >= TILE_CAPABILITY;
+        (tiled ? launch_tile : launch_product)(k, o[i].m->type, &p);
+    }
+}
+
+static void norm(struct cuda *k, bool has_pending, const float *pending_norm, const float *w, const int32_t *rows, int n)
+{
+    struct norm_args a = {
+        .x = k->x, .y = k->y, .pending_norm = pending_norm, .norm = w, .has_pending = has_pending, .rows = rows, .n = n,
+        .dim = k->cfg.dim, .eps = k->cfg.norm_eps, .out = k->xn,
+    };
+    launch_norm(k, &a);
+}
+
+/* ---- phases ---- */
+
+void cuda_embed(struct kern *kern, const struct mat *table)
+{
+    launch_embed((struct cuda *)kern, table);
+}
+
+void cuda_attn_in(struct kern *kern, const struct layer *l)
+{
+    struct cuda *k = (struct cuda *)kern;
+    const struct attn_in_params *p = &l->attn_in;
+    const struct output out[] = {{&p->q, p->q_bias, k->q}, {&p->k, p->k_bias, k->k}, {&p->v, p->v_bias, k->v}};
+    norm(k, p->has_pending, p->pending_norm, p->norm, NULL, k->n_rows);
+    product(k, out, 3, &k->xn, 1, NULL, k->n_rows);
+    launch_heads(k, p, l->index);
+}
+
+void cuda_attn(struct kern *kern, const struct layer *l)
+{
+    launch_attn((struct cuda *)kern, &l->attn, l->index);
+}
+
+void cuda_attn_out(struct kern *kern, const struct layer *l)
+{
+    struct cuda *k = (struct cuda *)kern;
+    const struct output out[] = {{&l->attn_out.o, l->attn_out.o_bias, k->y}};
+    product(k, out, 1, &k->attn, 1, NULL, k->n_rows);
+}
+
+void cuda_route(struct kern *kern, const struct layer *l)
+{
+    struct cuda *k = (struct cuda *)kern;
+    const struct output out[] = {{&l->route.router, l->route.router_bias, k->router}};
+    norm(k, true, l->ffn.pending_norm, l->ffn.norm, NULL, k->n_rows);
+    product(k, out, 1, &k->xn, 1, NULL, k->n_rows);
+    launch_choose(k);
+}
+
+void cuda_ffn_in(struct kern *kern, const struct layer *l)
+{
+    struct cuda *k = (struct cuda *)kern;
+    const struct ffn_params *p = &l->ffn;
+    const struct output out[] = {{&p->gate, p->gate_bias, k->gate}, {&p->up, p->up_bias, k->up}};
+    bool moe = l->route.router.data != NULL;
+    int used = cuda_slots(&k->cfg), n = k->n_rows * used;
+    if (!moe)
+        norm(k, true, p->pending_norm, p->norm, NULL, k->n_rows);
+    product(k, out, 2, &k->xn, used, moe ? k->expert : NULL, n);
+    launch_gate(k, n, p->gate.rows);
+}
+
+void cuda_ffn_out(struct kern *kern, const struct layer *l)
+{
+    struct cuda *k = (struct cuda *)kern;
+    bool moe = l->route.router.data != NULL;
+    const struct output out[] = {{&l->ffn.down, l->ffn.down_bias, moe ? k->branch : k->y}};
+    product(k, out, 1, &k->h, 1, moe ? k->expert : NULL, k->n_rows * cuda_slots(&k->cfg));
+    if (moe)
+        launch_blend(k);
+}
+
+void cuda_head(struct kern *kern, const struct head_params *p)
+{
+    struct cuda *k = (struct cuda *)kern;
+    const struct output out[] = {{&p->out, NULL, k->logits}};
+    norm(k, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits);
+    product(k, out, 1, &k->xn, 1, NULL, k->n_logits);
+}

@@ -1,0 +1,331 @@
+/* The CUDA device on the host shim (tests/emu/): whole tiny models against the reference, logits compared by memcmp. The
+ * kernels are the files of kernels/cuda/ as they are; lanes run in random order. `test_cuda full` runs every family with
+ * every weight type and several orders; without an argument each family and each type once. */
+#include "engine/adapter.h"
+#include "tests/emu/emu.h"
+#include "tests/tiny.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static bool full;
+
+/* One model opened on the reference and on the emulated card. */
+struct pair {
+    struct buf image;
+    struct gguf *gguf;
+    struct model *model;
+    struct adapter *ref, *cuda;
+    int n_vocab;
+};
+
+static struct pair open_spec(const struct tiny_spec *spec, struct adapter_options o)
+{
+    struct pair p = {0};
+    struct err err = {0};
+    ck_assert_msg(tiny_image(spec, &p.image, &err), "%s", err.msg);
+    p.gguf = gguf_from_memory(p.image.data, p.image.len, &err);
+    ck_assert_msg(p.gguf != NULL, "%s", err.msg);
+    p.model = model_open(p.gguf, &err);
+    ck_assert_msg(p.model != NULL, "%s", err.msg);
+    o.device = &kern_ref;
+    p.ref = adapter_open(p.model, &o, &err);
+    ck_assert_msg(p.ref != NULL, "%s", err.msg);
+    o.device = kern_cuda();
+    p.cuda = adapter_open(p.model, &o, &err);
+    ck_assert_msg(p.cuda != NULL, "%s", err.msg);
+    p.n_vocab = adapter_vocab_size(p.ref);
+    return p;
+}
+
+static struct tiny_spec spec_of(const char *preset, const char *type)
+{
+    struct tiny_spec spec;
+    struct err err = {0};
+    ck_assert_msg(tiny_preset(preset, type, &spec, &err), "%s", err.msg);
+    return spec;
+}
+
+static struct pair open_pair(const char *preset, const char *type, struct adapter_options o)
+{
+    struct tiny_spec spec = spec_of(preset, type);
+    return open_spec(&spec, o);
+}
+
+static void close_pair(struct pair *p)
+{
+    adapter_close(p->cuda);
+    adapter_close(p->ref);
+    model_close(p->model);
+    gguf_close(p->gguf);
+    buf_free(&p->image);
+    ck_assert_uint_eq(emu_taken(), 0);
+}
+
+/* Pages of every sequence, spread so that neighbours in a table are not neighbours in memory. */
+static void spread_pages(struct adapter *a, int seqs, int per_seq)
+{
+    for (int s = 0; s < seqs; s++)
+        for (int i = 0; i < per_seq; i++)
+            adapter_pages(a, s)[i] = (per_seq - 1 - i) * seqs + s;
+}
+
+/* The same step on both; every logit must have the same bytes. */
+static void step_both(struct pair *p, const struct row *rows, int n, const char *what)
+{
+    struct step_out want, got;
+    struct err err = {0};
+    ck_assert_msg(adapter_step(p->ref, rows, n, &want, NULL, &err), "%s", err.msg);
+    ck_assert_msg(adapter_step(p->cuda, rows, n, &got, NULL, &err), "%s: %s", what, err.msg);
+    ck_assert_int_eq(want.n_logits, got.n_logits);
+    for (int i = 0; i < want.n_logits; i++)
+        for (int j = 0; j < p->n_vocab; j++)
+            ck_assert_msg(memcmp(&want.logits[i][j], &got.logits[i][j], 4) == 0,
+                          "%s: step of %d rows, logits %d, token %d: expected %a, got %a", what, n, i, j,
+                          (double)want.logits[i][j], (double)got.logits[i][j]);
+}
+
+static struct row row_at(int seq, int pos, int i)
+{
+    return (struct row){seq, pos, (pos * 37 + seq * 11 + i * 5 + 3) % 256, true};
+}
+
+/* A prompt (the tensor-core product), a mixed step of two sequences (the product for few columns), one row alone. */
+static void run_model(const char *preset, const char *type, enum kv_type kv)
+{
+    enum { PROMPT = 18, SEQS = 2 };
+    char what[128];
+    snprintf(what, sizeof what, "%s %s, KV type %d, order %llu", preset, type, (int)kv, (unsigned long long)emu_card()->seed);
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = SEQS, .max_rows = PROMPT, .max_logits = PROMPT, .kv_type = kv,
+                                .kv_bytes = 64 << 20};
+    struct pair p = open_pair(preset, type, o);
+    struct row rows[PROMPT];
+    spread_pages(p.ref, SEQS, 1);
+    spread_pages(p.cuda, SEQS, 1);
+    for (int i = 0; i < PROMPT; i++)
+        rows[i] = row_at(0, i, 0);
+    step_both(&p, rows, PROMPT, what);
+    rows[0] = row_at(0, PROMPT, 1);
+    for (int i = 1; i < 5; i++)
+        rows[i] = row_at(1, i - 1, 1);
+    rows[2].want_logits = false;
+    step_both(&p, rows, 5, what);
+    rows[0] = row_at(1, 4, 2);
+    step_both(&p, rows, 1, what);
+    close_pair(&p);
+}
+
+static const char *const presets[] = {"llama2",   "llama3",   "llama32", "smollm2", "qwen2",     "phi3",
+                                      "phi3swa",  "phi3long", "qwen3",   "gemma3",  "gemma3lin", "gptoss"};
+enum { N_PRESETS = sizeof presets / sizeof *presets };
+
+START_TEST(every_family)
+{
+    run_model(presets[_i], "Q4_0", (enum kv_type)(_i % KV_TYPE_N));
+}
+END_TEST
+
+START_TEST(every_type)
+{
+    run_model("llama3", qtype_name((enum qtype)_i), KV_F16);
+}
+END_TEST
+
+START_TEST(mixtures)
+{
+    run_model("qwen2", "Q4_K_M", KV_Q8_0);
+    run_model("llama2", "Q5_K_M", KV_F32);
+}
+END_TEST
+
+/* The card before tensor cores for bytes: many columns, the product for few. */
+START_TEST(old_card)
+{
+    emu_card()->capability = 75;
+    run_model("llama3", "Q4_1", KV_F16);
+}
+END_TEST
+
+/* Contexts of several splits: shared out over blocks for few rows, run through by one block for many, with and without a
+ * window and sinks. The chunks are those of a long prompt. */
+START_TEST(long_context)
+{
+    static const struct {
+        const char *preset;
+        int window;         /* 0: the preset's */
+        enum kv_type kv;
+    } cases[] = {{"smollm2", 0, KV_F16}, {"phi3swa", 300, KV_Q8_0}, {"gptoss", 270, KV_F32}};
+    enum { CHUNK = 270, N = 540 };
+    struct tiny_spec spec = spec_of(cases[_i].preset, "Q8_0");
+    spec.window = cases[_i].window > 0 ? cases[_i].window : spec.window;
+    spec.n_layer = 1 + (spec.n_expert > 0);
+    struct adapter_options o = {.n_ctx = N + 64, .max_seqs = 2, .max_rows = CHUNK, .max_logits = 4, .kv_type = cases[_i].kv,
+                                .kv_bytes = 256 << 20};
+    struct pair p = open_spec(&spec, o);
+    static struct row rows[CHUNK];
+    spread_pages(p.ref, 2, N / NUM_TILE + 1);
+    spread_pages(p.cuda, 2, N / NUM_TILE + 1);
+    for (int pos = 0; pos < N; pos += CHUNK) {
+        for (int i = 0; i < CHUNK; i++) {
+            rows[i] = row_at(0, pos + i, 0);
+            rows[i].want_logits = i % 90 == 89;
+        }
+        step_both(&p, rows, CHUNK, cases[_i].preset);
+    }
+    rows[0] = row_at(0, N, 0);
+    rows[1] = row_at(1, 0, 0);
+    step_both(&p, rows, 2, cases[_i].preset);
+    close_pair(&p);
+}
+END_TEST
+
+/* ---- the card ---- */
+
+static struct kern_config small_config(void)
+{
+    return (struct kern_config){.n_layer = 2, .dim = 64, .n_head = 2, .n_kv_head = 1, .head_dim = 32, .n_vocab = 96,
+                                .n_ff = 64, .max_rows = 4, .max_logits = 4, .n_pages = 8, .weight_bytes = 1 << 16};
+}
+
+static void open_fails(const char *message)
+{
+    struct kern_config c = small_config();
+    struct err err = {0};
+    ck_assert_ptr_null(kern_cuda()->open(&c, &err));
+    ck_assert_int_eq(err.code, ERR_DEVICE);
+    ck_assert_msg(strstr(err.msg, message) != NULL, "message \"%s\", expected \"%s\"", err.msg, message);
+    ck_assert_uint_eq(emu_taken(), 0);
+}
+
+START_TEST(cards_that_cannot_be_used)
+{
+    struct emu_card *card = emu_card();
+    card->probe = 35;
+    card->driver = 0;
+    open_fails("no NVIDIA driver on this machine");
+    card->driver = 12040;
+    open_fails("the NVIDIA driver is for CUDA 12.4, needed is 13.0 or later");
+    card->probe = 100;
+    open_fails("no NVIDIA GPU on this machine");
+    card->probe = 0;
+    card->n_devices = 0;
+    open_fails("no NVIDIA GPU on this machine");
+    card->n_devices = 1;
+    card->capability = 70;
+    open_fails("compute capability 7.0, needed is 7.5 or later");
+}
+END_TEST
+
+START_TEST(index_out_of_range)
+{
+    struct kern_config c = small_config();
+    struct err err = {0};
+    emu_card()->n_devices = 2;
+    c.device_index = 2;
+    ck_assert_ptr_null(kern_cuda()->open(&c, &err));
+    ck_assert_str_eq(err.msg, "device cuda:2: this machine has 2 (cuda:0 to cuda:1)");
+    c.device_index = 1;
+    struct kern *k = kern_cuda()->open(&c, &err);
+    ck_assert_msg(k != NULL, "%s", err.msg);
+    char text[64];
+    kern_cuda()->describe(k, text, sizeof text);
+    ck_assert_str_eq(text, "cuda:1, emulated card 1, compute capability 9.0");
+    kern_cuda()->close(k);
+}
+END_TEST
+
+/* All or nothing: one byte less than the plan and nothing is taken; what is taken is what was planned. */
+START_TEST(memory_is_planned)
+{
+    struct kern_config c = small_config();
+    const struct kern_device *d = kern_cuda();
+    struct err err = {0};
+    size_t required = c.weight_bytes + (size_t)c.n_pages * d->page_bytes(&c) + d->work_bytes(&c), page = 4096;
+    size_t taken = (required + page - 1) / page * page;
+    char want[128];
+    emu_card()->memory = required - 1;
+    snprintf(want, sizeof want, "VRAM_OOM: device cuda:0 (emulated card 0): required %zu bytes, available %zu bytes", required,
+             required - 1);
+    open_fails(want);
+    emu_card()->memory = taken;
+    struct kern *k = d->open(&c, &err);
+    ck_assert_msg(k != NULL, "%s", err.msg);
+    ck_assert_uint_eq(emu_taken(), taken);
+    d->close(k);
+    ck_assert_uint_eq(emu_taken(), 0);
+}
+END_TEST
+
+/* Whichever launch fails, the step says so, and every later step too: such an error does not go away. */
+START_TEST(failures_in_service)
+{
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 16};
+    struct row row = row_at(0, 0, 0);
+    struct step_out out;
+    struct tiny_spec spec = spec_of("gptoss", "MXFP4");
+    spec.n_layer = 1;
+    for (int n = 1;; n++) {
+        struct pair p = open_spec(&spec, o);
+        struct err err = {0};
+        spread_pages(p.cuda, 1, 1);
+        emu_card()->fail_launch = n;
+        bool ok = adapter_step(p.cuda, &row, 1, &out, NULL, &err);
+        bool reached = emu_card()->fail_launch == 0;
+        ck_assert_int_eq(ok, !reached);
+        if (reached) {
+            ck_assert_int_eq(err.code, ERR_CUDA);
+            ck_assert_msg(strncmp(err.msg, "CUDA_ERROR: ", 12) == 0, "%s", err.msg);
+            ck_assert(!adapter_step(p.cuda, &row, 1, &out, NULL, &err));
+        }
+        emu_card()->fail_launch = 0;
+        close_pair(&p);
+        if (!reached)
+            break;
+        ck_assert_int_lt(n, 1000);
+    }
+}
+END_TEST
+
+/* Every family with every type, every KV type, several orders. */
+START_TEST(everything)
+{
+    for (int t = 0; t < QTYPE_N; t++) {
+        emu_card()->seed = (uint64_t)(_i * QTYPE_N + t) * 7919 + 5;
+        run_model(presets[_i], qtype_name((enum qtype)t), (enum kv_type)(t % KV_TYPE_N));
+    }
+}
+END_TEST
+
+static Suite *suite(void)
+{
+    Suite *s = suite_create("cuda");
+    TCase *t = tcase_create("models");
+    tcase_set_timeout(t, 600);
+    tcase_add_loop_test(t, every_family, 0, N_PRESETS);
+    tcase_add_loop_test(t, every_type, 0, QTYPE_N);
+    tcase_add_test(t, mixtures);
+    tcase_add_test(t, old_card);
+    tcase_add_loop_test(t, long_context, 0, 3);
+    if (full)
+        tcase_add_loop_test(t, everything, 0, N_PRESETS);
+    suite_add_tcase(s, t);
+    TCase *card = tcase_create("card");
+    tcase_set_timeout(card, 60);
+    tcase_add_test(card, cards_that_cannot_be_used);
+    tcase_add_test(card, index_out_of_range);
+    tcase_add_test(card, memory_is_planned);
+    tcase_add_test(card, failures_in_service);
+    suite_add_tcase(s, card);
+    return s;
+}
+
+int main(int argc, char **argv)
+{
+    full = argc > 1 && strcmp(argv[1], "full") == 0;
+    SRunner *r = srunner_create(suite());
+    srunner_run_all(r, CK_ENV);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed == 0 ? 0 : 1;
+}
