@@ -146,10 +146,10 @@ void execute_prepare(struct job *j)
     }
 }
 
-/* Takes the body over and prepares the job, here or in the pool. */
+/* Takes the body over and prepares the job, here or by the parsers. */
 static bool begin(struct req *r)
 {
-    struct job *j = job_new(r->api, r->mhd);
+    struct job *j = job_new(r->api, r->mhd, r->conn->fd);
     if (j == NULL)
         return false;
     size_t n = r->body.len;
@@ -167,7 +167,7 @@ static bool begin(struct req *r)
     if (n <= API_INLINE_BODY)
         execute_prepare(j);
     else
-        pool_submit(&r->api->pool, j);
+        parsers_submit(&r->api->parsers, j);
     watch_attach(&r->api->watch, r->conn, j);
     return true;
 }

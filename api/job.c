@@ -10,13 +10,14 @@
 
 #define PING_NS 10000000000u    /* silence after which a stream gets a comment line */
 
-struct job *job_new(struct api *a, struct MHD_Connection *mhd)
+struct job *job_new(struct api *a, struct MHD_Connection *mhd, int fd)
 {
     struct job *j = mem_alloc(1, sizeof *j);
     if (j == NULL)
         return NULL;
     j->api = a;
     j->mhd = mhd;
+    j->fd = fd;
     j->arrived_ns = clock_ns();
     atomic_init(&j->refs, 1);
     pthread_mutex_init(&j->lock, NULL);

@@ -37,12 +37,13 @@ struct job {
     bool half_closed;               /* the client sends nothing more: gone, unless it reads a stream */
     bool cancelled;
 
+    int fd;                         /* of the connection; the HTTP thread's */
     struct job *next, **link;       /* in the table; its lock */
 
     char *body;                     /* the request's bytes, until they are parsed */
     size_t body_len, charged;       /* bytes counted against the budget of bodies in flight */
     uint64_t arrived_ns;
-    struct job *queue_next;         /* in the parse pool */
+    struct job *queue_next;         /* of the parsers */
     struct request request;
     struct violations violations;
     struct err err;                 /* why it was refused */
@@ -64,7 +65,7 @@ struct job {
     struct buf text, ids;           /* of a collected answer */
 };
 
-struct job *job_new(struct api *a, struct MHD_Connection *mhd);    /* one reference */
+struct job *job_new(struct api *a, struct MHD_Connection *mhd, int fd);    /* one reference */
 struct job *job_ref(struct job *j);
 void job_unref(struct job *j);
 

@@ -238,7 +238,7 @@ static bool start_library(struct api *a, struct err *err)
 struct api *api_open(const struct api_options *o, struct err *err)
 {
     struct api *a = mem_alloc(1, sizeof *a);
-    bool watching = false, pooled = false;
+    bool watching = false, parsing = false;
     if (a == NULL) {
         err_set(err, ERR_SYSTEM, "no memory for the HTTP server");
         return NULL;
@@ -256,8 +256,8 @@ struct api *api_open(const struct api_options *o, struct err *err)
         goto fail;
     }
     watching = watch_open(&a->watch, err);
-    pooled = watching && pool_open(&a->pool, API_POOL_THREADS, execute_prepare, err);
-    if (!pooled || !start_library(a, err))
+    parsing = watching && parsers_open(&a->parsers, API_PARSERS, execute_prepare, err);
+    if (!parsing || !start_library(a, err))
         goto fail;
     a->acceptor = (struct acceptor){.listener = &a->listener, .mhd = a->mhd, .limit = a->o.max_connections,
                                     .send_timeout_ms = a->o.send_timeout_ms};
@@ -265,8 +265,8 @@ struct api *api_open(const struct api_options *o, struct err *err)
         return a;
     MHD_stop_daemon(a->mhd);
 fail:
-    if (pooled)
-        pool_close(&a->pool);
+    if (parsing)
+        parsers_close(&a->parsers);
     if (watching)
         watch_close(&a->watch);
     listener_close(&a->listener);
@@ -392,7 +392,7 @@ void api_close(struct api *a)
         engine_cancel_all(e);
     wait_for_requests(a, FLUSH_MS);
     acceptor_stop(&a->acceptor);
-    pool_close(&a->pool);
+    parsers_close(&a->parsers);
     /* The library aborts when it is stopped with a suspended connection: from here on none is suspended, and cutting the
      * sockets makes the monitor wake those that are. */
     atomic_store(&a->stopping, true);

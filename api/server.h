@@ -5,14 +5,14 @@
 #include "api/accept.h"
 #include "api/job.h"
 #include "api/metrics.h"
-#include "api/pool.h"
+#include "api/parsers.h"
 #include "api/reply.h"
 #include "api/watch.h"
 
 enum {
     API_HTTP_THREADS = 2,
-    API_POOL_THREADS = 2,
-    API_INLINE_BODY = 8 * 1024,           /* larger bodies are parsed by the pool: an event thread may not be held up */
+    API_PARSERS = 2,
+    API_INLINE_BODY = 8 * 1024,           /* larger bodies are left to the parsers: an event thread may not be held up */
     API_BODY_BUDGET = 64 * 1024 * 1024,   /* bytes of all bodies in flight */
     API_IDLE_TIMEOUT_MS = 60000,          /* between two requests of one connection */
 };
@@ -29,7 +29,7 @@ struct api {
     struct listener listener;
     struct acceptor acceptor;
     struct watch watch;
-    struct pool pool;
+    struct parsers parsers;
     struct jobs jobs;
     struct metrics metrics;
     struct MHD_Daemon *mhd;

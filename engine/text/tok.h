@@ -23,7 +23,8 @@ const int32_t *tok_end_ids(const struct tok *t, int *n);
 bool tok_is_special(const struct tok *t, int32_t id);           /* control token: its piece is "" in generated text */
 int32_t tok_find(const struct tok *t, const char *piece, size_t n);    /* exact vocabulary entry, -1 when absent */
 
-/* Encodes valid UTF-8. add_special: BOS/EOS as the model's metadata says (BOS not when the text already begins with it).
+/* Encodes valid UTF-8. add_special: BOS/EOS as the model's metadata says, also when the text
+ * begins with one.
  * parse_special: special tokens in the text are recognised, else they are plain text. *ids is allocated (free()), *n its length.
  * max: stop with ERR_CONTEXT once more than max ids were made (0 = no limit). */
 bool tok_encode(const struct tok *t, const char *text, size_t len, bool add_special, bool parse_special, size_t max,

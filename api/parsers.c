@@ -1,4 +1,4 @@
-#include "api/pool.h"
+#include "api/parsers.h"
 
 #include "api/job.h"
 
@@ -6,7 +6,7 @@
 
 static void *work(void *arg)
 {
-    struct pool *p = arg;
+    struct parsers *p = arg;
     pthread_mutex_lock(&p->lock);
     for (;;) {
         struct job *j = p->first;
@@ -28,16 +28,16 @@ static void *work(void *arg)
     return NULL;
 }
 
-bool pool_open(struct pool *p, int n_threads, void (*fn)(struct job *j), struct err *err)
+bool parsers_open(struct parsers *p, int n_threads, void (*fn)(struct job *j), struct err *err)
 {
-    *p = (struct pool){.fn = fn};
+    *p = (struct parsers){.fn = fn};
     p->last = &p->first;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
-    for (int i = 0; i < n_threads && i < POOL_MAX_THREADS; i++) {
+    for (int i = 0; i < n_threads && i < PARSERS_MAX; i++) {
         int rc = pthread_create(&p->thread[i], NULL, work, p);
         if (rc != 0) {
-            pool_close(p);
+            parsers_close(p);
             return err_set(err, ERR_SYSTEM, "cannot start a parse thread: %s", strerror(rc));
         }
         p->n_threads++;
@@ -45,7 +45,7 @@ bool pool_open(struct pool *p, int n_threads, void (*fn)(struct job *j), struct 
     return true;
 }
 
-void pool_submit(struct pool *p, struct job *j)
+void parsers_submit(struct parsers *p, struct job *j)
 {
     job_ref(j);
     pthread_mutex_lock(&p->lock);
@@ -56,7 +56,7 @@ void pool_submit(struct pool *p, struct job *j)
     pthread_mutex_unlock(&p->lock);
 }
 
-void pool_close(struct pool *p)
+void parsers_close(struct parsers *p)
 {
     pthread_mutex_lock(&p->lock);
     p->stop = true;
