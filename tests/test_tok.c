@@ -1,0 +1,231 @@
+/* Tokenizers against the vectors of five published vocabularies (tests/data/tok), through tok.h. */
+#include "base/buf.h"
+#include "engine/text/tok.h"
+#include "tests/vocabs.h"
+
+#include <check.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static json_t *load_vectors(const char *name)
+{
+    char path[128];
+    json_error_t e;
+    snprintf(path, sizeof path, "tests/data/tok/%s.json", name);
+    json_t *j = json_load_file(path, JSON_ALLOW_NUL, &e);
+    ck_assert_msg(j != NULL, "%s: %s (run from the repository's root)", path, e.text);
+    return j;
+}
+
+static void from_hex(const char *hex, struct buf *out)
+{
+    for (; hex[0] != 0; hex += 2) {
+        char byte[3] = {hex[0], hex[1], 0}, c = (char)strtol(byte, NULL, 16);
+        buf_add(out, &c, 1);
+    }
+    buf_add(out, "", 0);
+}
+
+static void check_case(const struct tok *t, const json_t *c, size_t index)
+{
+    const json_t *text = json_object_get(c, "text"), *want = json_object_get(c, "ids");
+    int32_t *ids;
+    size_t n;
+    struct err err = {0};
+    bool add = json_is_true(json_object_get(c, "add_special")), parse = json_is_true(json_object_get(c, "parse_special"));
+    ck_assert_msg(tok_encode(t, json_string_value(text), json_string_length(text), add, parse, 0, &ids, &n, &err), "case %zu: %s",
+                  index, err.msg);
+    ck_assert_msg(n == json_array_size(want), "case %zu \"%s\": %zu ids, expected %zu", index, json_string_value(text), n,
+                  json_array_size(want));
+    for (size_t i = 0; i < n; i++)
+        ck_assert_msg(ids[i] == json_integer_value(json_array_get(want, i)), "case %zu \"%s\": id %zu is %d", index,
+                      json_string_value(text), i, ids[i]);
+    free(ids);
+}
+
+START_TEST(texts_encode_to_the_expected_ids)
+{
+    struct vocab_file v;
+    vocab_file_open(&v, vocab_names[_i]);
+    json_t *j = load_vectors(vocab_names[_i]), *c;
+    size_t i;
+    json_array_foreach (json_object_get(j, "cases"), i, c)
+        check_case(v.tok, c, i);
+    ck_assert_uint_gt(i, 600);
+    json_decref(j);
+    vocab_file_close(&v);
+}
+END_TEST
+
+START_TEST(ids_decode_to_the_expected_bytes)
+{
+    struct vocab_file v;
+    vocab_file_open(&v, vocab_names[_i]);
+    json_t *j = load_vectors(vocab_names[_i]), *c, *p;
+    size_t i, k;
+    json_array_foreach (json_object_get(j, "decode"), i, c) {
+        int32_t ids[64];
+        struct buf want = {0};
+        struct err err = {0};
+        json_array_foreach (json_object_get(c, "pieces"), k, p) {
+            struct buf piece = {0};
+            size_t len;
+            ids[k] = (int32_t)json_integer_value(json_array_get(json_object_get(c, "ids"), k));
+            from_hex(json_string_value(p), &piece);
+            const char *got = tok_piece(v.tok, ids[k], true, &len);
+            ck_assert_uint_eq(len, piece.len);
+            ck_assert_mem_eq(got, piece.data, len);
+            buf_free(&piece);
+        }
+        char *text;
+        size_t len;
+        from_hex(json_string_value(json_object_get(c, "text")), &want);
+        ck_assert(tok_decode(v.tok, ids, k, true, &text, &len, &err));
+        ck_assert_uint_eq(len, want.len);
+        ck_assert_mem_eq(text, want.data, len);
+        free(text);
+        buf_free(&want);
+    }
+    ck_assert_uint_eq(i, 40);
+    json_decref(j);
+    vocab_file_close(&v);
+}
+END_TEST
+
+/* SPM cannot tell U+2581 from a space. */
+static void expected_text(const struct tok *t, const json_t *text, struct buf *out)
+{
+    const char *s = json_string_value(text), *end = s + json_string_length(text);
+    bool spm = strcmp(tok_kind(t), "gguf-spm") == 0;
+    while (s < end) {
+        bool space = spm && end - s >= 3 && memcmp(s, "\xE2\x96\x81", 3) == 0;
+        buf_add(out, space ? " " : s, 1);
+        s += space ? 3 : 1;
+    }
+    buf_add(out, "", 0);
+}
+
+/* The pieces of a text, one by one through the stream, give the text back; what was pushed is whole UTF-8 at every step. */
+START_TEST(streams_give_the_text_back)
+{
+    struct vocab_file v;
+    vocab_file_open(&v, vocab_names[_i]);
+    json_t *j = load_vectors(vocab_names[_i]), *c;
+    size_t i;
+    json_array_foreach (json_object_get(j, "cases"), i, c) {
+        const json_t *text = json_object_get(c, "text"), *list = json_object_get(c, "ids");
+        if (json_is_true(json_object_get(c, "parse_special")))
+            continue;    /* special tokens are not shown in generated text */
+        struct tok_stream s;
+        struct buf out = {0}, pieces = {0};
+        tok_stream_init(&s, v.tok);
+        for (size_t k = 0; k < json_array_size(list); k++) {
+            int32_t id = (int32_t)json_integer_value(json_array_get(list, k));
+            size_t len;
+            const char *p = tok_piece(v.tok, id, false, &len);
+            buf_add(&pieces, p, len);
+            ck_assert(tok_stream_push(&s, id, &out));
+            ck_assert_uint_eq(out.len + s.n_held, pieces.len);
+        }
+        ck_assert(tok_stream_end(&s, &out));
+        struct buf want = {0};
+        expected_text(v.tok, text, &want);
+        size_t skip = out.len == want.len + 1 ? 1 : 0;    /* SPM's space in front */
+        ck_assert_uint_eq(out.len - skip, want.len);
+        if (out.len > 0)
+            ck_assert_mem_eq(out.data + skip, want.data, want.len);
+        buf_free(&want);
+        buf_free(&out);
+        buf_free(&pieces);
+    }
+    json_decref(j);
+    vocab_file_close(&v);
+}
+END_TEST
+
+/* Bytes that can never become a character are U+FFFD, one each; a beginning that never ends is one at the end. */
+START_TEST(streams_replace_broken_characters)
+{
+    struct vocab_file v;
+    vocab_file_open(&v, "llama-spm");
+    struct tok_stream s;
+    struct buf out = {0};
+    int32_t e2 = tok_find(v.tok, "<0xE2>", 6), ff = tok_find(v.tok, "<0xFF>", 6), a = tok_find(v.tok, "a", 1);
+    tok_stream_init(&s, v.tok);
+    tok_stream_push(&s, e2, &out);
+    ck_assert_uint_eq(out.len, 0);
+    tok_stream_push(&s, a, &out);
+    ck_assert_str_eq(out.data, "\xEF\xBF\xBD" "a");
+    tok_stream_push(&s, ff, &out);
+    tok_stream_push(&s, e2, &out);
+    ck_assert_str_eq(out.data, "\xEF\xBF\xBD" "a" "\xEF\xBF\xBD");
+    tok_stream_end(&s, &out);
+    ck_assert_str_eq(out.data, "\xEF\xBF\xBD" "a" "\xEF\xBF\xBD" "\xEF\xBF\xBD");
+    buf_free(&out);
+    vocab_file_close(&v);
+}
+END_TEST
+
+START_TEST(end_tokens_are_those_of_the_model)
+{
+    static const struct {
+        const char *vocab, *piece;
+        bool bos;
+    } want[] = {
+        {"qwen2", "<|im_end|>", false}, {"llama-bpe", "<|eot_id|>", true},     {"smollm2", "<|im_end|>", false},
+        {"llama-spm", "</s>", true},    {"phi-3", "<|end|>", true},
+    };
+    const char *name = want[_i].vocab;
+    struct vocab_file v;
+    int n;
+    bool found = false;
+    vocab_file_open(&v, name);
+    const int32_t *end = tok_end_ids(v.tok, &n);
+    for (int i = 0; i < n; i++)
+        found = found || end[i] == tok_find(v.tok, want[_i].piece, strlen(want[_i].piece));
+    ck_assert_msg(found, "%s", name);
+    ck_assert_int_eq(tok_adds_bos(v.tok), want[_i].bos);
+    vocab_file_close(&v);
+}
+END_TEST
+
+START_TEST(bad_input_is_refused)
+{
+    struct vocab_file v;
+    vocab_file_open(&v, "smollm2");
+    int32_t *ids;
+    size_t n;
+    struct err err = {0};
+    ck_assert(!tok_encode(v.tok, "a\xFF", 2, false, false, 0, &ids, &n, &err));
+    ck_assert_int_eq(err.code, ERR_INVALID);
+    ck_assert(!tok_encode(v.tok, "one two three four", 18, false, false, 3, &ids, &n, &err));
+    ck_assert_int_eq(err.code, ERR_CONTEXT);
+    ck_assert(tok_encode(v.tok, "one two three", 13, false, false, 3, &ids, &n, &err));
+    free(ids);
+    size_t len;
+    ck_assert_str_eq(tok_piece(v.tok, -1, true, &len), "");
+    ck_assert_str_eq(tok_piece(v.tok, 1 << 30, true, &len), "");
+    vocab_file_close(&v);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("tok");
+    TCase *t = tcase_create("tok");
+    tcase_set_timeout(t, 60);
+    tcase_add_loop_test(t, texts_encode_to_the_expected_ids, 0, N_VOCABS);
+    tcase_add_loop_test(t, ids_decode_to_the_expected_bytes, 0, N_VOCABS);
+    tcase_add_loop_test(t, streams_give_the_text_back, 0, N_VOCABS);
+    tcase_add_loop_test(t, end_tokens_are_those_of_the_model, 0, 5);
+    tcase_add_test(t, streams_replace_broken_characters);
+    tcase_add_test(t, bad_input_is_refused);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
