@@ -9,7 +9,8 @@
     -o DIR                      where JSON and SVG go (bench/results)
 
 Both are taken at their best round, llama.cpp with or without flash attention, whichever was faster. inferd-bench checks
-its output against the scalar reference before it times. Prints a markdown table. llama.cpp comes from
+its output against the scalar reference before it times. Prints a markdown table. A busy machine makes the numbers
+worthless, and its neighbours hurt a program that waits in a loop most: the load is recorded, and a warning printed. llama.cpp comes from
 bench/build-llama.cpp; the drawing needs nothing but Python."""
 import argparse, datetime, json, os, platform, subprocess, sys
 
@@ -41,8 +42,10 @@ class Table:
 
     def put(self, test, side, ts, extra=None):
         row = self.tests.setdefault(test, {"inferd": None, "llama.cpp": None})
+        samples = (row[side] or {}).get("samples", []) + [round(ts, 3)]
         if row[side] is None or ts > row[side]["ts"]:
             row[side] = dict(ts=ts, **(extra or {}))
+        row[side]["samples"] = samples    # how far they lie apart says how quiet the machine was
 
 
 def inferd_round(o, model, table):
@@ -80,6 +83,14 @@ def cpu_name():
             return next(l.split(":", 1)[1].strip() for l in f if l.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def other_load():
+    """Processes that want to run while we have not begun."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"versus-llama.cpp: the machine is busy (load {load:.1f}): these numbers will not hold", file=sys.stderr)
+    return load
 
 
 def commit():
@@ -139,7 +150,7 @@ def main():
     o = a.parse_args()
     tools = run([os.path.join(HERE, "build-llama.cpp")], "build-llama.cpp").strip()
     os.makedirs(o.o, exist_ok=True)
-    machine = f"{cpu_name()}, {o.t} threads"
+    machine, load = f"{cpu_name()}, {o.t} threads", other_load()
     for model in o.models:
         table, title = Table(), os.path.basename(model).removesuffix(".gguf")
         for _ in range(o.r):
@@ -148,6 +159,7 @@ def main():
         print(markdown(title, machine, table) + "\n", flush=True)
         facts = {"model": title, "model_bytes": os.path.getsize(model), "machine": machine, "commit": commit(),
                  "llama.cpp": "llama-cpp-python 0.3.36", "date": datetime.date.today().isoformat(), "rounds": o.r,
+                 "load_before": load,
                  "options": {k: getattr(o, k) for k in "pndbt"},
                  "tests": [{"test": t, **row, "ratio": ratio(row)} for t, row in table.tests.items()]}
         with open(os.path.join(o.o, title + ".json"), "w") as f:
