@@ -166,7 +166,7 @@ INLINE vi v_shift16(vi a, int n)
 INLINE vi dot_add(bool wide, bool first, vi dot, vi u, vi x)
 {
     (void)wide;
-    return V(DPBUSD)(first ? V_BITS(setzero)() : dot, u, x);
+    return PRODUCT_DPBUSD(first ? V_BITS(setzero)() : dot, u, x);
 }
 
 INLINE vi dot_offset(vi dot, vi pair, int offset)

@@ -10,7 +10,9 @@
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/product_vec.h"
 
-#ifdef __clang__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define UNROLL /* an instrumented loop cannot be unrolled, and GCC warns about the wish */
+#elif defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
