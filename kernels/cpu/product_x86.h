@@ -10,8 +10,9 @@
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/product_vec.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define UNROLL /* an instrumented loop cannot be unrolled, and GCC warns about the wish */
+/* NO_UNROLL: with sanitizers, because GCC cannot unroll an instrumented loop and warns about it. */
+#if defined(NO_UNROLL)
+#define UNROLL
 #elif defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
