@@ -35,12 +35,13 @@ isa_of          = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 # Sanitized at -O3, the product template takes minutes: there its addresses alone are checked, at -O1.
 isa_flags       = $(if $(isa_of),$(isa_of) $(if $(SAN),-O1 -fno-sanitize=undefined -DNO_UNROLL))
 
-# The CUDA engine: with nvcc, in release builds; else a stand-in that says there is none. Machine code for CUDA_ARCHS (sm_90 by
-# default; "all" for packages), and PTX of the lowest so that any other card from sm_75 on can run it.
+# The CUDA engine: with nvcc, in release builds; else a stand-in that says there is none. Machine code for CUDA_ARCHS (the cards
+# of this machine, else sm_90; "all" for packages), and PTX of the lowest so that any other card from sm_75 on can run it.
 NVCC       ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA       := $(if $(NVCC),$(if $(filter release,$(CONFIG)),yes))
 CUDA_HOME  := $(if $(NVCC),$(abspath $(dir $(NVCC))..))
-CUDA_ARCHS ?= 90
+CUDA_FOUND := $(if $(CUDA),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u))
+CUDA_ARCHS ?= $(or $(CUDA_FOUND),90)
 CUDA_ALL   := 75 80 86 87 88 89 90 100 103 110 120 121
 cuda_sm     = $(if $(filter all,$1),$(CUDA_ALL),$1)
 cuda_gen    = $(foreach a,$(call cuda_sm,$1),-gencode=arch=compute_$a,code=sm_$a) -gencode=arch=compute_75,code=compute_75
@@ -65,7 +66,7 @@ objs    = $(addprefix $(OBJ)/,$(addsuffix .o,$(basename $1)))
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
             $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
 
-.PHONY: all tests check check-style asan tsan fuzz fuzzers bench install clean help
+.PHONY: all tests check check-style cuda-check cuda-objects asan tsan fuzz fuzzers bench install clean help
 .SECONDARY:
 all: $(PROGRAMS)
 
@@ -100,6 +101,9 @@ $(OBJ)/api/embed.o: openapi.yaml api/page.html
 $(OBJ)/kernels/cuda/%.o: kernels/cuda/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(OBJ)/ptxas/%.log: kernels/cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -I. -fmad=false -arch=sm_90 -cubin -Xptxas -v -o $(@:.log=.cubin) $< >$@ 2>&1 || (cat $@; rm $@; false)
 $(OBJ)/kernels/cuda/%.o: CFLAGS += -isystem $(CUDA_HOME)/include
 
 # The same files for the host shim (tests/emu/): a card without a card. Its fibers do not go with sanitizers.
@@ -122,6 +126,16 @@ check: tests check-style
 	scripts/run-tests $(BIN) $(TESTS)
 check-style:
 	scripts/check-style
+# The CUDA engine without a GPU: all families and types on the shim, no kernel that spills, code for every architecture.
+CU := $(wildcard kernels/cuda/*.cu)
+cuda-check: $(BIN)/test_cuda
+	$(if $(NVCC),,$(error cuda-check needs nvcc (the CUDA toolkit)))
+	$(BIN)/test_cuda full
+	rm -f $(OBJ)/ptxas/*.log
+	$(MAKE) $(patsubst kernels/cuda/%.cu,$(OBJ)/ptxas/%.log,$(CU))
+	scripts/cuda-gate $(OBJ)/ptxas/*.log
+	$(MAKE) BUILD=$(BUILD)/cuda-all CUDA_ARCHS=all cuda-objects
+cuda-objects: $(call objs,$(CU))
 asan tsan:
 	$(MAKE) CONFIG=$@ tests
 	scripts/run-tests $(BUILD)/$@ $(TESTS)
@@ -153,6 +167,7 @@ help:
 	@echo 'asan, tsan   the tests under the address and undefined-behaviour, or the thread sanitizer'
 	@echo 'fuzz         each tests/fuzz_*.c for FUZZ_SECONDS'
 	@echo 'bench        speeds of MODEL on this machine'
+	@echo 'cuda-check   the CUDA engine without a GPU: host shim, spills, every architecture (needs nvcc)'
 	@echo 'install      to $$(DESTDIR)$$(PREFIX), by default /usr/local'
 	@echo 'clean        remove $(BUILD)/'
 

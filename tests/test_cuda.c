@@ -142,7 +142,7 @@ END_TEST
 /* The card before tensor cores for bytes: many columns, the product for few. */
 START_TEST(old_card)
 {
-    emu_card()->capability = 75;
+    emu_card()->capability = 75; /* also what the code is compiled for */
     run_model("llama3", "Q4_1", KV_F16);
 }
 END_TEST
@@ -176,6 +176,49 @@ START_TEST(long_context)
     rows[0] = row_at(0, N, 0);
     rows[1] = row_at(1, 0, 0);
     step_both(&p, rows, 2, cases[_i].preset);
+    close_pair(&p);
+}
+END_TEST
+
+/* Steps of one class run plainly, then as a captured graph, then as a replay of it: one launch. A step that was stopped
+ * while it was captured leaves nothing behind. Contexts grow past a split, classes are more than there are graphs. */
+START_TEST(graphs)
+{
+    enum { STEPS = 6, ROWS = 40, FILL = 56, FILLED = 5 * FILL };
+    struct adapter_options o = {.n_ctx = 320, .max_seqs = 2, .max_rows = 64, .max_logits = 64};
+    struct tiny_spec spec = spec_of("smollm2", "Q4_1");
+    spec.n_layer = 1;
+    struct pair p = open_spec(&spec, o);
+    struct row rows[ROWS];
+    atomic_bool stop = true;
+    struct step_out out;
+    struct err err = {0};
+    long launches = 0;
+    spread_pages(p.ref, 2, 5);
+    spread_pages(p.cuda, 2, 5);
+    for (int pos = 0; pos < STEPS; pos++) {
+        rows[0] = row_at(0, pos, 0);
+        rows[1] = row_at(1, pos, 0);
+        ck_assert(pos != 1 || !adapter_step(p.cuda, rows, 2, &out, &stop, &err));
+        launches = emu_launches();
+        step_both(&p, rows, 2, "graph");
+        launches = emu_launches() - launches;
+    }
+    ck_assert_int_eq(launches, 1);
+    for (int pos = 0; pos < FILLED; pos += FILL) {
+        static struct row fill[FILL];
+        for (int i = 0; i < FILL; i++) {
+            fill[i] = row_at(0, pos + i, 1);
+            fill[i].want_logits = false;
+        }
+        step_both(&p, fill, FILL, "graph");
+    }
+    for (int n = 1; n <= ROWS; n++)
+        for (int again = 0; again < 2; again++) {
+            for (int i = 0; i < n; i++)
+                rows[i] = row_at(0, (n % 7) * 40 + i, again);
+            step_both(&p, rows, n < 4 || n > 34 ? n : 1 + n % 3, "graph");
+        }
     close_pair(&p);
 }
 END_TEST
@@ -307,6 +350,7 @@ static Suite *suite(void)
     tcase_add_test(t, mixtures);
     tcase_add_test(t, old_card);
     tcase_add_loop_test(t, long_context, 0, 3);
+    tcase_add_test(t, graphs);
     if (full)
         tcase_add_loop_test(t, everything, 0, N_PRESETS);
     suite_add_tcase(s, t);

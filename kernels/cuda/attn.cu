@@ -106,7 +106,7 @@ __device__ static void weigh_values(const struct kv_cache &kv, uint8_t *block, i
 /* ---- kernels ---- */
 
 /* Grid: splits (or 1) x KV heads * passes x rows. Dynamic shared memory: q (G, hd), tiles' o (G, 4, hd), running states. */
-template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_THREADS) k_attn(struct attn_args a)
+template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_THREADS, 2) k_attn(struct attn_args a)
 {
     DYNAMIC_SHARED(float, shared);
     __shared__ float p[G][NUM_SPLIT], m[G][TILES], l[G][TILES], scratch[ATTN_THREADS / WARP];
@@ -138,11 +138,8 @@ template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_
         if (visible)
             score<KV, G>(a.kv, kv_block(a.kv, page, a.layer, false, kv_head), tid % NUM_TILE, q, sums);
 #pragma unroll
-        for (int g = 0; g < G; g++) {
-            __syncthreads(); /* scratch, and p of the split before */
-            soften(sums[g], visible, p[g], m[g], l[g], scratch);
-        }
-        __syncthreads();
+        for (int g = 0; g < G; g++)
+            soften(sums[g], visible, p[g], m[g], l[g], scratch); /* p is whole after its last barrier */
         if (any)
             weigh_values<KV, G>(a.kv, kv_block(a.kv, page, a.layer, true, kv_head), lo, hi, p, o);
         __syncthreads();
@@ -223,7 +220,8 @@ template <enum kv_type KV> static void run_heads(struct cuda *k, struct attn_arg
 
 extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int layer)
 {
-    int most = p->window > 0 && p->window <= k->max_pos ? (p->window + NUM_SPLIT - 2) / NUM_SPLIT + 1 : k->max_pos / NUM_SPLIT + 1;
+    int most = p->window > 0 ? (p->window + NUM_SPLIT - 2) / NUM_SPLIT + 1 : k->splits;
+    most = most < k->splits ? most : k->splits;
     struct attn_args a = {};
     a.q = k->q;
     a.part_o = k->part_o;

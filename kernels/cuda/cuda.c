@@ -57,6 +57,7 @@ static bool choose_card(struct cuda *k, struct err *err)
     if (e != cudaSuccess)
         return err_set(err, ERR_DEVICE, "device cuda:%d: %s", index, cudaGetErrorString(e));
     k->capability = prop.major * 10 + prop.minor;
+    k->has_tile = tile_usable();
     snprintf(k->name, sizeof k->name, "%.200s", prop.name);
     if (k->capability < MIN_CAPABILITY)
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, needed is %d.%d or later", index,
@@ -116,6 +117,7 @@ static void close_cuda(struct kern *kern)
             (void)cudaEventDestroy(k->copied[i]);
         (void)cudaFreeHost(k->pinned[i]);
     }
+    cuda_graph_close(k);
     (void)cudaFreeHost(k->step_host);
     (void)cudaFreeHost(k->host_logits);
     (void)cudaFree(k->slab);
@@ -151,6 +153,7 @@ static bool step_end(struct kern *kern, struct err *err)
 {
     struct cuda *k = (struct cuda *)kern;
     size_t bytes = (size_t)k->n_logits * (size_t)k->cfg.n_vocab * sizeof(float);
+    cuda_graph_end(k);
     if (bytes > 0)
         (void)cudaMemcpyAsync(k->host_logits, k->logits, bytes, cudaMemcpyDeviceToHost, k->stream);
     CU_NOTE(k, "logits");

@@ -58,13 +58,22 @@ struct kv_cache {
     int n_layer, n_kv_head, head_dim, dims;
 };
 
-enum { SPLIT_SLOTS = 512 };
+enum { SPLIT_SLOTS = 512, MAX_GRAPHS = 32 };
+
+/* A class of steps, and its graph once it was captured (graph.c). */
+struct graph_slot {
+    int n_rows, n_logits, splits;
+    bool seen;              /* ran once, plainly */
+    cudaGraphExec_t exec;
+};
+enum step_mode { STEP_PLAIN, STEP_CAPTURE, STEP_REPLAY };
 
 struct cuda {
     struct kern kern;
     struct kern_config cfg;
     char name[256];
     int capability;         /* 90 = 9.0 */
+    bool has_tile;          /* the code that runs has the instructions of tile.cu */
     cudaStream_t stream;
     cudaError_t failed;     /* the first failure */
     const char *failed_at;
@@ -94,7 +103,13 @@ struct cuda {
     size_t step_bytes;
     struct dev_step step, host;
     int n_rows, n_logits;
-    int max_pos;            /* of the step's rows */
+    int splits;             /* of the longest context, rounded up to a power of two */
+
+    struct graph_slot graph[MAX_GRAPHS];
+    struct graph_slot *slot;    /* the step's; NULL: it is not to be a graph */
+    int next_graph;
+    enum step_mode mode;
+    bool has_head;          /* the step came to its last phase */
 };
 
 /* Remembers the first failure; step_end reports it. */
@@ -119,6 +134,11 @@ size_t cuda_mat_bytes(enum qtype type, int rows, int cols, int n_mat);
 bool cuda_mat_load(struct kern *k, struct mat *m, const void *src, size_t mat_stride, struct err *err);
 float *cuda_vec_load(struct kern *k, const float *src, size_t n, struct err *err);
 
+/* graph.c: around the launches of a step. */
+void cuda_graph_begin(struct cuda *k);
+void cuda_graph_end(struct cuda *k);
+void cuda_graph_close(struct cuda *k);
+
 /* step.c */
 void cuda_step_begin(struct kern *k, const struct step *s);
 void cuda_embed(struct kern *k, const struct mat *table);
@@ -138,6 +158,7 @@ void launch_embed(struct cuda *k, const struct mat *table);
 /* product.cu, tile.cu: out = w x act for few columns, and for many (quantised types, sm_80 on). */
 void launch_product(struct cuda *k, enum qtype type, const struct product *p);
 void launch_tile(struct cuda *k, enum qtype type, const struct product *p);
+bool tile_usable(void);
 
 /* row.cu */
 struct norm_args {

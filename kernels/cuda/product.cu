@@ -88,7 +88,7 @@ __device__ static void sum_float(const struct product &p, struct place at, int s
 /* ---- kernels ---- */
 
 /* Block x: a tile of 8 rows; block y: N columns. blockDim is 8 rows x as many segments as a wave takes. */
-template <int T, int N> __global__ static void __launch_bounds__(PRODUCT_THREADS) k_product(struct product p)
+template <int T, int N> __global__ static void __launch_bounds__(PRODUCT_THREADS, N == 1 ? 4 : 2) k_product(struct product p)
 {
     __shared__ float sums[N][TILE_ROWS][WAVE + 1];
     int tid = (int)threadIdx.x, row = tid % TILE_ROWS, wave = (int)blockDim.x / TILE_ROWS;

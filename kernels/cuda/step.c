@@ -3,7 +3,7 @@
 
 #include <assert.h>
 
-enum { FEW_COLUMNS = 8, TILE_CAPABILITY = 80 };
+enum { FEW_COLUMNS = 8 };
 
 /* ---- the rows ---- */
 
@@ -48,7 +48,8 @@ static int fill_pages(struct cuda *k, const struct step *s)
         const int32_t *pages = s->page_table + (size_t)s->rows[i].seq * (size_t)s->page_stride;
         for (int j = 0; j <= most / NUM_TILE; j++)
             k->host.pages[n++] = pages[j];
-        k->max_pos = most > k->max_pos ? most : k->max_pos;
+        while (k->splits * NUM_SPLIT <= most)
+            k->splits *= 2;
     }
     return n;
 }
@@ -60,7 +61,7 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
     (void)cudaSetDevice(k->cfg.device_index); /* the current device is the thread's; open may have run in another */
     k->n_rows = s->n_rows;
     k->n_logits = 0;
-    k->max_pos = 0;
+    k->splits = 1;
     for (int i = 0; i < s->n_rows; i++)
         k->n_logits += s->rows[i].want_logits;
     k->host = lay_out(k, k->step_host, &bytes);
@@ -76,6 +77,7 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
     assert(bytes <= k->step_bytes);
     (void)cudaMemcpyAsync(k->step_dev, k->step_host, bytes, cudaMemcpyHostToDevice, k->stream);
     CU_NOTE(k, "rows");
+    cuda_graph_begin(k);
 }
 
 /* ---- products ---- */
@@ -106,8 +108,7 @@ static void product(struct cuda *k, const struct output *o, int n, const struct 
                 (struct product_part){o[j].m->data, o[j].bias, o[j].out, o[j].m->rows, layout_tiles(o[j].m->rows)};
             p.n_tile += layout_tiles(o[j].m->rows);
         }
-        bool tiled = n_col > FEW_COLUMNS && which == NULL && layout_of((int)o[i].m->type).head_segs > 0 &&
-                     k->capability >= TILE_CAPABILITY;
+        bool tiled = n_col > FEW_COLUMNS && which == NULL && layout_of((int)o[i].m->type).head_segs > 0 && k->has_tile;
         (tiled ? launch_tile : launch_product)(k, o[i].m->type, &p);
     }
 }
@@ -121,16 +122,20 @@ static void norm(struct cuda *k, bool has_pending, const float *pending_norm, co
     launch_norm(k, &a);
 }
 
-/* ---- phases ---- */
+/* ---- phases: what they launch is in the graph already when one is replayed ---- */
 
 void cuda_embed(struct kern *kern, const struct mat *table)
 {
-    launch_embed((struct cuda *)kern, table);
+    struct cuda *k = (struct cuda *)kern;
+    if (k->mode != STEP_REPLAY)
+        launch_embed(k, table);
 }
 
 void cuda_attn_in(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
+    if (k->mode == STEP_REPLAY)
+        return;
     const struct attn_in_params *p = &l->attn_in;
     const struct output out[] = {{&p->q, p->q_bias, k->q}, {&p->k, p->k_bias, k->k}, {&p->v, p->v_bias, k->v}};
     norm(k, p->has_pending, p->pending_norm, p->norm, NULL, k->n_rows);
@@ -140,12 +145,16 @@ void cuda_attn_in(struct kern *kern, const struct layer *l)
 
 void cuda_attn(struct kern *kern, const struct layer *l)
 {
-    launch_attn((struct cuda *)kern, &l->attn, l->index);
+    struct cuda *k = (struct cuda *)kern;
+    if (k->mode != STEP_REPLAY)
+        launch_attn(k, &l->attn, l->index);
 }
 
 void cuda_attn_out(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
+    if (k->mode == STEP_REPLAY)
+        return;
     const struct output out[] = {{&l->attn_out.o, l->attn_out.o_bias, k->y}};
     product(k, out, 1, &k->attn, 1, NULL, k->n_rows);
 }
@@ -153,6 +162,8 @@ void cuda_attn_out(struct kern *kern, const struct layer *l)
 void cuda_route(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
+    if (k->mode == STEP_REPLAY)
+        return;
     const struct output out[] = {{&l->route.router, l->route.router_bias, k->router}};
     norm(k, true, l->ffn.pending_norm, l->ffn.norm, NULL, k->n_rows);
     product(k, out, 1, &k->xn, 1, NULL, k->n_rows);
@@ -162,6 +173,8 @@ void cuda_route(struct kern *kern, const struct layer *l)
 void cuda_ffn_in(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
+    if (k->mode == STEP_REPLAY)
+        return;
     const struct ffn_params *p = &l->ffn;
     const struct output out[] = {{&p->gate, p->gate_bias, k->gate}, {&p->up, p->up_bias, k->up}};
     bool moe = l->route.router.data != NULL;
@@ -175,6 +188,8 @@ void cuda_ffn_in(struct kern *kern, const struct layer *l)
 void cuda_ffn_out(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
+    if (k->mode == STEP_REPLAY)
+        return;
     bool moe = l->route.router.data != NULL;
     const struct output out[] = {{&l->ffn.down, l->ffn.down_bias, moe ? k->branch : k->y}};
     product(k, out, 1, &k->h, 1, moe ? k->expert : NULL, k->n_rows * cuda_slots(&k->cfg));
@@ -185,6 +200,9 @@ void cuda_ffn_out(struct kern *kern, const struct layer *l)
 void cuda_head(struct kern *kern, const struct head_params *p)
 {
     struct cuda *k = (struct cuda *)kern;
+    k->has_head = true;
+    if (k->mode == STEP_REPLAY)
+        return;
     const struct output out[] = {{&p->out, NULL, k->logits}};
     norm(k, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits);
     product(k, out, 1, &k->xn, 1, NULL, k->n_logits);

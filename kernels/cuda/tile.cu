@@ -9,6 +9,7 @@ enum {
     BLOCK_TILES = TILE_THREADS / WARP * WARP_TILES,
     TILE_COLS = 64,
     GROUPS = TILE_COLS / 8,              /* the instruction's 8 columns */
+    TILE_PTX = 80,
     COL_WORDS = SEGMENT / 4,
     COL_PITCH = COL_WORDS + 4,           /* columns four banks apart: no conflicts between a fragment's lanes */
 };
@@ -51,7 +52,7 @@ __device__ static void add_fragment(const uint32_t a[4], uint32_t b0, uint32_t b
 
 /* ---- kernels ---- */
 
-template <int T> __global__ static void __launch_bounds__(TILE_THREADS) k_tile(struct product p)
+template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 2) k_tile(struct product p)
 {
     __shared__ __align__(16) uint32_t q[TILE_COLS][COL_PITCH];
     __shared__ struct act_scale scale[SEGMENT_BLOCKS][TILE_COLS];
@@ -128,6 +129,15 @@ template <int T> static void run(struct cuda *k, const struct product *p)
     dim3 grid((unsigned)((p->n_tile + BLOCK_TILES - 1) / BLOCK_TILES), (unsigned)((p->n_col + TILE_COLS - 1) / TILE_COLS));
     LAUNCH(k_tile<T>, grid, dim3(TILE_THREADS), 0, k->stream, *p);
     CU_NOTE(k, "tile");
+}
+
+/* PTX made for sm_75 also runs on newer cards: what counts is what the kernel was compiled for. */
+extern "C" bool tile_usable(void)
+{
+    struct cudaFuncAttributes a;
+    auto kernel = k_tile<QTYPE_Q4_0>;
+    cudaError_t e = cudaFuncGetAttributes(&a, kernel);
+    return e == cudaSuccess && a.ptxVersion >= TILE_PTX;
 }
 
 extern "C" void launch_tile(struct cuda *k, enum qtype type, const struct product *p)

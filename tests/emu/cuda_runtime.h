@@ -56,6 +56,13 @@ void emu_launch(dim3 grid, dim3 block, size_t smem, cudaStream_t s, void (*kerne
     emu_enqueue(s, [=] { emu_run_grid(grid, block, smem, [&] { kernel(args...); }); });
 }
 
+/* As if compiled for the card that is there. */
+cudaError_t emu_attributes(struct cudaFuncAttributes *a);
+template <class F> cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, F *)
+{
+    return emu_attributes(a);
+}
+
 /* The default argument is the line of the call. */
 #define EMU_LINE int line = __builtin_LINE()
 

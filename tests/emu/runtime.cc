@@ -11,8 +11,12 @@
 #include <string.h>
 #include <vector>
 
+struct emu_graph {
+    std::vector<std::function<void()>> work;
+};
 struct emu_stream {
     std::vector<std::function<void()>> work;
+    emu_graph *capture = NULL;  /* where work goes instead while a graph is captured */
 };
 struct emu_event {
     emu_stream *stream;
@@ -49,7 +53,7 @@ void emu_enqueue(cudaStream_t s, std::function<void()> work)
     if (emu.card.fail_launch > 0 && --emu.card.fail_launch == 0)
         emu.last = cudaErrorIllegalAddress;
     else
-        s->work.push_back(work);
+        (s->capture != NULL ? s->capture->work : s->work).push_back(work);
 }
 
 static cudaError_t remember(cudaError_t e)
@@ -164,7 +168,13 @@ cudaError_t cudaFreeHost(void *p)
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind, cudaStream_t s)
 {
-    s->work.push_back([=] { memcpy(dst, src, bytes); });
+    (s->capture != NULL ? s->capture->work : s->work).push_back([=] { memcpy(dst, src, bytes); });
+    return cudaSuccess;
+}
+
+cudaError_t emu_attributes(struct cudaFuncAttributes *a)
+{
+    a->ptxVersion = emu.card.capability;
     return cudaSuccess;
 }
 
@@ -184,9 +194,53 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
+    if (s->capture != NULL)
+        return remember(cudaErrorInvalidValue);
     for (auto &work : s->work)
         work();
     s->work.clear();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode)
+{
+    if (s->capture != NULL)
+        return remember(cudaErrorInvalidValue);
+    s->capture = new emu_graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
+{
+    *g = s->capture;
+    s->capture = NULL;
+    return *g != NULL ? cudaSuccess : remember(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
+{
+    *e = new emu_graph(*g);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
+{
+    emu_enqueue(s, [=] {
+        for (auto &work : e->work)
+            work();
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t g)
+{
+    delete g;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
+{
+    delete e;
     return cudaSuccess;
 }
 

@@ -1,0 +1,64 @@
+/* Steps of few rows as CUDA graphs: launching one graph costs about as much as launching one kernel, and a step has ten
+ * kernels a layer. Launches depend on the step only by its rows, its logits and the splits its longest context has
+ * (rounded up to a power of two); all else is read from device memory. The first step of such a class runs plainly (which
+ * loads its kernels), the second is captured, later ones replay it. */
+#include "kernels/cuda/cuda.h"
+
+enum { GRAPH_ROWS = 64 };
+
+/* A step that can be a graph: its place, or one that is given up for it. */
+static struct graph_slot *slot_of(struct cuda *k)
+{
+    for (int i = 0; i < MAX_GRAPHS; i++) {
+        struct graph_slot *s = &k->graph[i];
+        if (s->n_rows == k->n_rows && s->n_logits == k->n_logits && s->splits == k->splits)
+            return s;
+    }
+    struct graph_slot *s = &k->graph[k->next_graph];
+    k->next_graph = (k->next_graph + 1) % MAX_GRAPHS;
+    if (s->exec != NULL)
+        (void)cudaGraphExecDestroy(s->exec);
+    *s = (struct graph_slot){.n_rows = k->n_rows, .n_logits = k->n_logits, .splits = k->splits};
+    return s;
+}
+
+void cuda_graph_begin(struct cuda *k)
+{
+    k->mode = STEP_PLAIN;
+    k->slot = NULL;
+    k->has_head = false;
+    if (k->n_rows > GRAPH_ROWS || k->n_logits == 0 || k->failed != cudaSuccess)
+        return;
+    k->slot = slot_of(k);
+    if (k->slot->exec != NULL)
+        k->mode = STEP_REPLAY;
+    else if (k->slot->seen && cudaStreamBeginCapture(k->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess)
+        k->mode = STEP_CAPTURE;
+    CU_NOTE(k, "graph");
+}
+
+/* A step that was stopped half way has no head: its graph is dropped, and with it the work, which nobody waits for. */
+void cuda_graph_end(struct cuda *k)
+{
+    cudaGraph_t graph = NULL;
+    if (k->mode == STEP_CAPTURE) {
+        (void)cudaStreamEndCapture(k->stream, &graph);
+        if (graph != NULL && k->has_head)
+            (void)cudaGraphInstantiate(&k->slot->exec, graph, 0);
+        if (graph != NULL)
+            (void)cudaGraphDestroy(graph);
+    }
+    if (k->mode != STEP_PLAIN && k->has_head && k->slot->exec != NULL)
+        (void)cudaGraphLaunch(k->slot->exec, k->stream);
+    if (k->slot != NULL && k->has_head)
+        k->slot->seen = true;
+    k->mode = STEP_PLAIN;
+    CU_NOTE(k, "graph");
+}
+
+void cuda_graph_close(struct cuda *k)
+{
+    for (int i = 0; i < MAX_GRAPHS; i++)
+        if (k->graph[i].exec != NULL)
+            (void)cudaGraphExecDestroy(k->graph[i].exec);
+}
