@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { DEFAULT_MAX_ROWS = 256, DEFAULT_MAX_LOGITS = 16 };
+enum { DEFAULT_MAX_ROWS = 256, DEFAULT_MAX_LOGITS = 16, CARD_RESERVE = 512 << 20 };
 
 struct adapter {
     const struct model *model;
@@ -122,16 +122,30 @@ static bool does_not_fit(const struct adapter_options *o, const struct model *m,
                    gguf_path(m->gguf), o->device->name, what, required, available);
 }
 
+/* A card belongs to the worker: all that is left but a reserve. The host's memory is shared: a quarter. */
+static size_t default_kv_bytes(const struct kern_device *dev, const struct adapter_plan *p, size_t fixed)
+{
+    if (dev->memory == NULL)
+        return p->available / 4;
+    size_t taken = fixed + CARD_RESERVE;
+    return taken < p->available ? p->available - taken : 0;
+}
+
 static bool make_plan(const struct model *m, const struct adapter_options *o, struct kern_config *c, struct adapter_plan *p,
                       struct err *err)
 {
     if (o->device == NULL)
         return err_set(err, ERR_DEVICE, "no device");
+    size_t available = 0;
+    if (o->device->memory == NULL)
+        available = mem_available();
+    else if (!o->device->memory(o->device_index, &available, err))
+        return false;
     config_from(m, o, c);
     *p = (struct adapter_plan){
         .weights = c->weight_bytes,
         .work = o->device->work_bytes(c),
-        .available = mem_available(),
+        .available = available,
         .kv_page = o->device->page_bytes(c),
         .n_ctx = o->n_ctx > 0 ? o->n_ctx : m->n_ctx_train,
     };
@@ -139,7 +153,7 @@ static bool make_plan(const struct model *m, const struct adapter_options *o, st
     if (fixed + p->kv_page > p->available)
         return does_not_fit(o, m, fixed + p->kv_page, p->available, "weights and one KV page", err);
     int seqs = o->max_seqs > 0 ? o->max_seqs : 1;
-    size_t budget = o->kv_bytes > 0 ? o->kv_bytes : p->available / 4;
+    size_t budget = o->kv_bytes > 0 ? o->kv_bytes : default_kv_bytes(o->device, p, fixed);
     size_t want = (size_t)pages_for(p->n_ctx) * (size_t)seqs, have = budget / p->kv_page;
     size_t pages = want < have ? want : have;
     if (pages > INT32_MAX)

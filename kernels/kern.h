@@ -127,6 +127,10 @@ struct step {
 struct kern_device {
     const char *name;           /* "cpu", "cuda", "ref" */
 
+    /* Bytes of device memory that are free; false with the reason (ERR_DEVICE) when card `index` cannot be used. NULL: the
+     * device is the host, always there. */
+    bool (*memory)(int index, size_t *available, struct err *err);
+
     /* Allocates everything (all or nothing). Errors: ERR_DEVICE with required and available bytes. */
     struct kern *(*open)(const struct kern_config *cfg, struct err *err);
     void (*close)(struct kern *k);

@@ -85,8 +85,9 @@ END_TEST
 
 START_TEST(no_device_is_69)
 {
-    EXPECT(69, "no CUDA engine", "--model", fixture_tiny, "--port", "0", "--device", "cuda:0");
-    EXPECT(69, "no CUDA engine", "--model", fixture_tiny, "--check", "--gpu-device", "3");
+    /* no CUDA engine, no driver or no such card: always said, never another device instead */
+    EXPECT(69, "device cuda", "--model", fixture_tiny, "--port", "0", "--device", "cuda:63");
+    EXPECT(69, "device cuda", "--model", fixture_tiny, "--check", "--gpu-device", "63");
     EXPECT(69, "required", "--model", fixture_slow, "--port", "0", "--kv-cache-size-mb", "1", "--ctx-size", "8192");
 }
 END_TEST

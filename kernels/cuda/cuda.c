@@ -65,6 +65,17 @@ static bool choose_card(struct cuda *k, struct err *err)
     return true;
 }
 
+static bool card_memory(int index, size_t *available, struct err *err)
+{
+    struct cuda k = {.cfg.device_index = index};
+    size_t total;
+    *available = 0;
+    if (!choose_card(&k, err))
+        return false;
+    cudaError_t e = cudaMemGetInfo(available, &total);
+    return e == cudaSuccess || err_set(err, ERR_DEVICE, "device cuda:%d: %s", index, cudaGetErrorString(e));
+}
+
 /* The slab, if the card has room for all of it. */
 static bool take_memory(struct cuda *k, struct err *err)
 {
@@ -182,6 +193,7 @@ static void describe(const struct kern *kern, char *out, size_t size)
 
 static const struct kern_device device = {
     .name = "cuda",
+    .memory = card_memory,
     .open = open_cuda,
     .close = close_cuda,
     .mat_bytes = cuda_mat_bytes,
