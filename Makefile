@@ -84,6 +84,9 @@ $(BIN)/inferd: $(OBJ)/daemon/main.o $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 $(BIN)/inferd-eval: $(OBJ)/bench/eval.o $(OBJ)/libtext.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs jansson libpcre2-8) $(CORELIBS)
+# The packed products alone, by hand: make build/bench-product && build/bench-product Q4_1
+$(BIN)/bench-product: $(OBJ)/bench/product.o $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lm
 $(BIN)/inferd-bench: $(call objs,bench/bench.c bench/runner.c bench/bandwidth.c) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
 $(BIN)/test_%: $(OBJ)/tests/test_%.o $(OBJ)/libtest.a $(ARCHIVES)
@@ -96,7 +99,7 @@ $(BIN)/fuzz_%: $(OBJ)/tests/fuzz_%.o $(OBJ)/libtest.a $(ARCHIVES)
 
 $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D) $(BIN)
-	$(CC) $(CFLAGS) $(if $(findstring kernels/cpu/,$<),-O3 $(call isa_flags,$<)) -MMD -MP -c -o $@ $<
+	$(CC) $(CFLAGS) $(if $(filter kernels/cpu/% kernels/qtype.c,$<),-O3 $(call isa_flags,$<)) -MMD -MP -c -o $@ $<
 $(OBJ)/api/embed.o: openapi.yaml api/page.html
 $(OBJ)/kernels/cuda/%.o: kernels/cuda/%.cu
 	@mkdir -p $(@D)

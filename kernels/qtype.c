@@ -84,10 +84,16 @@ static void raw_nibbles(const uint8_t qs[16], uint8_t q[32])
     }
 }
 
+/* Bit k of qh is the fifth bit of weight k: 8 at a time, a byte's bits spread over 8 bytes. */
 static void raw_fifth_bits(const uint8_t qh[4], uint8_t q[32])
 {
-    for (int k = 0; k < 32; k++)
-        q[k] = (uint8_t)(q[k] | (qh[k / 8] >> k % 8 & 1) << 4);
+    for (int i = 0; i < 4; i++) {
+        uint64_t bits = (qh[i] * 0x0101010101010101u & 0x8040201008040201u) + 0x7F7F7F7F7F7F7F7Fu,
+                 codes;
+        memcpy(&codes, q + 8 * i, 8);
+        codes |= (bits >> 7 & 0x0101010101010101u) << 4;
+        memcpy(q + 8 * i, &codes, 8);
+    }
 }
 
 static void raw_scales(struct qraw32 *out, int s0, int s1)

@@ -111,10 +111,14 @@ static void pack_row(enum qtype t, const void *src, int r, int cols, uint8_t *gr
     }
 }
 
-static void pack_float_row(size_t size, const uint8_t *src, int r, int cols, uint8_t *group)
+/* Interleaves n_rows rows of values of `size` bytes; a constant size makes the copies moves. */
+static inline void interleave(const size_t size, const uint8_t *src, size_t src_row_bytes,
+                              int n_rows, int cols, uint8_t *group)
 {
     for (int k = 0; k < cols; k++)
-        memcpy(group + (size_t)(PACK_ROWS * k + r) * size, src + (size_t)k * size, size);
+        for (int r = 0; r < n_rows; r++)
+            memcpy(group + (size_t)(PACK_ROWS * k + r) * size,
+                   src + (size_t)r * src_row_bytes + (size_t)k * size, size);
 }
 
 void pack_group(enum qtype t, const void *src, size_t src_row_bytes, int n_rows, int cols,
@@ -123,13 +127,13 @@ void pack_group(enum qtype t, const void *src, size_t src_row_bytes, int n_rows,
     assert(n_rows >= 1 && n_rows <= PACK_ROWS);
     if (n_rows < PACK_ROWS)
         memset(group, 0, pack_group_bytes(t, cols));
-    for (int r = 0; r < n_rows; r++) {
-        const uint8_t *row = (const uint8_t *)src + (size_t)r * src_row_bytes;
-        if (is_float(t))
-            pack_float_row(qtype_info(t)->block_bytes, row, r, cols, group);
-        else
-            pack_row(t, row, r, cols, group);
-    }
+    if (t == QTYPE_F32)
+        interleave(4, src, src_row_bytes, n_rows, cols, group);
+    else if (is_float(t))
+        interleave(2, src, src_row_bytes, n_rows, cols, group);
+    else
+        for (int r = 0; r < n_rows; r++)
+            pack_row(t, (const uint8_t *)src + (size_t)r * src_row_bytes, r, cols, group);
 }
 
 void pack_unpack32(enum qtype t, const void *group, int row, int i, struct qblock32 *out)
