@@ -43,6 +43,7 @@ static void become(const char *const args[], const struct proc_options *o, int o
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     /* The thread sanitizer holds a process that ends for a second, else. */
     setenv("TSAN_OPTIONS", "atexit_sleep_ms=0", 0);
+    setenv("INFERD_DEVICE", "cpu", 0);    /* these tests are not about cards */
     for (int e = 0; o->env != NULL && o->env[e] != NULL; e++)
         putenv((char *)(size_t)o->env[e]);
     if (o->listen_fd > 0) {
@@ -119,7 +120,9 @@ void proc_ready(struct proc *p)
     if (p->port == 0)
         proc_listening(p);
     while (http_request(p->port, "GET", "/health/ready", NULL, NULL) != 200) {
-        ck_assert_msg(clock_ms_since(start) < PROC_WAIT_MS, "not ready; log: %s", proc_log(p));
+        bool ended = waitpid(p->pid, NULL, WNOHANG) != 0;
+        p->pid = ended ? 0 : p->pid;
+        ck_assert_msg(!ended && clock_ms_since(start) < PROC_WAIT_MS, "%s; log: %s", ended ? "it ended" : "not ready", proc_log(p));
         usleep(5000);
     }
 }
