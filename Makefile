@@ -3,7 +3,9 @@
 CONFIG  ?= release
 BUILD   ?= build
 PREFIX  ?= /usr/local
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
 VERSION := 0.1.0
 
 OBJ     := $(BUILD)/obj/$(CONFIG)

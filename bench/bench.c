@@ -77,7 +77,7 @@ static bool parse_device(const char *s, struct runner_options *o)
     else if (strcmp(s, "ref") == 0)
         o->device = &kern_ref;
     else if (strcmp(s, "auto") == 0)
-        o->device = kern_cuda() != NULL ? kern_cuda() : &kern_cpu;
+        o->device = kern_auto();
     else if (strncmp(s, "cuda:", 5) == 0 && parse_int(s + 5, 0, 63, &o->device_index))
         o->device = kern_cuda();
     else

@@ -4,18 +4,11 @@
 
 enum { BATCH_CUDA = 32, BATCH_CPU = 8 };
 
-/* Whether `auto` takes the first card. */
-static bool usable(const struct kern_device *cuda)
-{
-    size_t available;
-    return cuda != NULL && cuda->memory(0, &available, NULL);
-}
-
 bool loader_device(const struct options *o, struct loader_device *d, struct err *err)
 {
     const struct kern_device *cuda = kern_cuda();
     *d = (struct loader_device){.kern = &kern_cpu, .name = "cpu"};
-    if (o->device == DEVICE_CPU || (o->device == DEVICE_AUTO && !usable(cuda)))
+    if (o->device == DEVICE_CPU || (o->device == DEVICE_AUTO && kern_auto() == &kern_cpu))
         return true;
     *d = (struct loader_device){.kern = cuda, .index = o->device_index, .vram = true};
     snprintf(d->name, sizeof d->name, "cuda:%d", o->device_index);

@@ -176,4 +176,7 @@ extern const struct kern_device kern_cpu;   /* packed weights, SIMD chosen at ru
 /* The CUDA device, or NULL when this build has none. */
 const struct kern_device *kern_cuda(void);
 
+/* What `auto` means: CUDA when this build has it and card 0 can be used, else the CPU. */
+const struct kern_device *kern_auto(void);
+
 #endif
