@@ -95,15 +95,16 @@ static void *monitor(void *arg)
     struct epoll_event ev[BATCH];
     uint64_t next = 0, ignored;
     while (!atomic_load(&w->stop)) {
-        uint64_t now = clock_ns();
-        if (now >= next) {
+        if (clock_ns() >= next) {
             tick(w);
             next = clock_ns() + TICK_MS * 1000000u;
         }
         pthread_mutex_lock(&w->lock);
         bool idle = w->n_conns == 0;
         pthread_mutex_unlock(&w->lock);
-        int n = epoll_wait(w->epoll_fd, ev, BATCH, idle ? -1 : (int)((next - clock_ns()) / 1000000u % TICK_MS) + 1);
+        uint64_t now = clock_ns();
+        int left_ms = now < next ? (int)((next - now) / 1000000u) + 1 : 0;
+        int n = epoll_wait(w->epoll_fd, ev, BATCH, idle ? -1 : left_ms);
         for (int i = 0; i < n; i++) {
             if (ev[i].data.u64 == UINT64_MAX) {
                 if (read(w->event_fd, &ignored, sizeof ignored) < 0)
