@@ -98,7 +98,7 @@ static void work_products(void *arg)
 {
     struct product_run *r = arg;
     for (int i; (i = counter_take(&r->counter)) >= 0;) {
-        struct chunk ch = find_chunk(r->jobs, sizeof *r->jobs, i, 1);
+        struct chunk ch = find_chunk(r->jobs, sizeof *r->jobs, i, PRODUCT_GROUPS);
         job_groups(r->c, &r->jobs[ch.job], ch.g0, ch.n);
     }
 }
@@ -108,7 +108,7 @@ void run_jobs(struct cpu *c, const struct job *jobs, int n_jobs)
     struct product_run r = {.c = c, .jobs = jobs, .n_jobs = n_jobs};
     int n = 0;
     for (int j = 0; j < n_jobs; j++)
-        n += n_chunks(jobs[j].m, 1);
+        n += n_chunks(jobs[j].m, PRODUCT_GROUPS);
     counter_init(&r.counter, n);
     pool_run(c->pool, work_products, &r);
 }
