@@ -35,7 +35,8 @@ static bool parse_env(char *const envp[], int n, const char *const args[])
 {
     const char *argv[16] = {"inferd", "--model", "m.gguf"};
     ck_assert_int_lt(n, 12);
-    memcpy(argv + 3, args, (size_t)n * sizeof *args);
+    for (int i = 0; i < n; i++)
+        argv[3 + i] = args[i];
     options_free(&o);
     buf_reset(&problems);
     return options_parse(&o, n + 3, (char *const *)argv, envp, &problems);
