@@ -68,7 +68,7 @@ objs    = $(addprefix $(OBJ)/,$(addsuffix .o,$(basename $1)))
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
             $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
 
-.PHONY: all tests check check-style cuda-check cuda-objects asan tsan fuzz fuzzers bench install clean help
+.PHONY: all tests check check-style cuda-check cuda-objects gpu-check gpu-bench asan tsan fuzz fuzzers bench install clean help
 .SECONDARY:
 all: $(PROGRAMS)
 
@@ -131,11 +131,32 @@ check: tests check-style
 	scripts/run-tests $(BIN) $(TESTS)
 check-style:
 	scripts/check-style
+# On a machine with a card: the device against the reference, and its speeds into bench/results/. They need the toolkit alone.
+GPUOBJS := $(call objs,tests/pair.c $(wildcard tests/tiny*.c) tests/ggufw.c)
+$(BIN)/gpu-check: $(OBJ)/bench/gpu_check.o $(GPUOBJS) $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
+$(BIN)/gpu-bench: $(OBJ)/bench/gpu_bench.o $(if $(CUDA),$(OBJ)/bench/gpu_kernels.o) $(GPUOBJS) $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
+$(EMU)/gpu-bench: $(EMU)/bench/gpu_bench.c.o $(EMU)/bench/gpu_kernels.cu.o $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lm -lstdc++
+$(OBJ)/bench/gpu_bench.o: CFLAGS += -isystem $(CUDA_HOME)/include
+$(OBJ)/bench/gpu_kernels.o: bench/gpu_kernels.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+gpu-check: $(BIN)/gpu-check
+	$(BIN)/gpu-check $(GPU_ARGS)
+gpu-bench: $(BIN)/gpu-bench
+	@mkdir -p bench/results
+	$(BIN)/gpu-bench $(GPU_ARGS) >$(BUILD)/gpu-bench.jsonl
+	@cat $(BUILD)/gpu-bench.jsonl
+	cp $(BUILD)/gpu-bench.jsonl bench/results/gpu-$$(date -u +%Y-%m-%d).jsonl
 # The CUDA engine without a GPU: all families and types on the shim, no kernel that spills, code for every architecture.
 CU := $(wildcard kernels/cuda/*.cu)
 cuda-check: $(BIN)/test_cuda
 	$(if $(NVCC),,$(error cuda-check needs nvcc (the CUDA toolkit)))
 	$(BIN)/test_cuda full
+	$(MAKE) $(EMU)/gpu-bench $(BIN)/gpu-check $(BIN)/gpu-bench
+	$(EMU)/gpu-bench --smoke smollm2 Q4_0
 	rm -f $(OBJ)/ptxas/*.log
 	$(MAKE) $(patsubst kernels/cuda/%.cu,$(OBJ)/ptxas/%.log,$(CU))
 	scripts/cuda-gate $(OBJ)/ptxas/*.log
@@ -173,6 +194,8 @@ help:
 	@echo 'fuzz         each tests/fuzz_*.c for FUZZ_SECONDS'
 	@echo 'bench        speeds of MODEL on this machine'
 	@echo 'cuda-check   the CUDA engine without a GPU: host shim, spills, every architecture (needs nvcc)'
+	@echo 'gpu-check    the CUDA engine on this card against the reference, byte for byte'
+	@echo 'gpu-bench    speeds of this card into bench/results/ (GPU_ARGS=--quick: three minutes)'
 	@echo 'install      to $$(DESTDIR)$$(PREFIX), by default /usr/local'
 	@echo 'clean        remove $(BUILD)/'
 

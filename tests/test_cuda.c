@@ -1,43 +1,14 @@
 /* The CUDA device on the host shim (tests/emu/): whole tiny models against the reference, logits compared by memcmp. The
  * kernels are the files of kernels/cuda/ as they are; lanes run in random order. `test_cuda full` runs every family with
  * every weight type and several orders; without an argument each family and each type once. */
-#include "engine/adapter.h"
 #include "tests/emu/emu.h"
-#include "tests/tiny.h"
+#include "tests/pair.h"
 
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 static bool full;
-
-/* One model opened on the reference and on the emulated card. */
-struct pair {
-    struct buf image;
-    struct gguf *gguf;
-    struct model *model;
-    struct adapter *ref, *cuda;
-    int n_vocab;
-};
-
-static struct pair open_spec(const struct tiny_spec *spec, struct adapter_options o)
-{
-    struct pair p = {0};
-    struct err err = {0};
-    ck_assert_msg(tiny_image(spec, &p.image, &err), "%s", err.msg);
-    p.gguf = gguf_from_memory(p.image.data, p.image.len, &err);
-    ck_assert_msg(p.gguf != NULL, "%s", err.msg);
-    p.model = model_open(p.gguf, &err);
-    ck_assert_msg(p.model != NULL, "%s", err.msg);
-    o.device = &kern_ref;
-    p.ref = adapter_open(p.model, &o, &err);
-    ck_assert_msg(p.ref != NULL, "%s", err.msg);
-    o.device = kern_cuda();
-    p.cuda = adapter_open(p.model, &o, &err);
-    ck_assert_msg(p.cuda != NULL, "%s", err.msg);
-    p.n_vocab = adapter_vocab_size(p.ref);
-    return p;
-}
 
 static struct tiny_spec spec_of(const char *preset, const char *type)
 {
@@ -47,73 +18,32 @@ static struct tiny_spec spec_of(const char *preset, const char *type)
     return spec;
 }
 
-static struct pair open_pair(const char *preset, const char *type, struct adapter_options o)
+static struct pair open_spec(const struct tiny_spec *spec, struct adapter_options o)
 {
-    struct tiny_spec spec = spec_of(preset, type);
-    return open_spec(&spec, o);
+    struct pair p;
+    struct err err = {0};
+    ck_assert_msg(pair_open(&p, spec, o, &kern_ref, kern_cuda(), &err), "%s", err.msg);
+    return p;
 }
 
 static void close_pair(struct pair *p)
 {
-    adapter_close(p->cuda);
-    adapter_close(p->ref);
-    model_close(p->model);
-    gguf_close(p->gguf);
-    buf_free(&p->image);
+    pair_close(p);
     ck_assert_uint_eq(emu_taken(), 0);
 }
 
-/* Pages of every sequence, spread so that neighbours in a table are not neighbours in memory. */
-static void spread_pages(struct adapter *a, int seqs, int per_seq)
+static void step_both(struct pair *p, const struct row *rows, int n)
 {
-    for (int s = 0; s < seqs; s++)
-        for (int i = 0; i < per_seq; i++)
-            adapter_pages(a, s)[i] = (per_seq - 1 - i) * seqs + s;
-}
-
-/* The same step on both; every logit must have the same bytes. */
-static void step_both(struct pair *p, const struct row *rows, int n, const char *what)
-{
-    struct step_out want, got;
     struct err err = {0};
-    ck_assert_msg(adapter_step(p->ref, rows, n, &want, NULL, &err), "%s", err.msg);
-    ck_assert_msg(adapter_step(p->cuda, rows, n, &got, NULL, &err), "%s: %s", what, err.msg);
-    ck_assert_int_eq(want.n_logits, got.n_logits);
-    for (int i = 0; i < want.n_logits; i++)
-        for (int j = 0; j < p->n_vocab; j++)
-            ck_assert_msg(memcmp(&want.logits[i][j], &got.logits[i][j], 4) == 0,
-                          "%s: step of %d rows, logits %d, token %d: expected %a, got %a", what, n, i, j,
-                          (double)want.logits[i][j], (double)got.logits[i][j]);
+    ck_assert_msg(pair_step(p, rows, n, &err), "%s", err.msg);
 }
 
-static struct row row_at(int seq, int pos, int i)
-{
-    return (struct row){seq, pos, (pos * 37 + seq * 11 + i * 5 + 3) % 256, true};
-}
-
-/* A prompt (the tensor-core product), a mixed step of two sequences (the product for few columns), one row alone. */
 static void run_model(const char *preset, const char *type, enum kv_type kv)
 {
-    enum { PROMPT = 18, SEQS = 2 };
-    char what[128];
-    snprintf(what, sizeof what, "%s %s, KV type %d, order %llu", preset, type, (int)kv, (unsigned long long)emu_card()->seed);
-    struct adapter_options o = {.n_ctx = 64, .max_seqs = SEQS, .max_rows = PROMPT, .max_logits = PROMPT, .kv_type = kv,
-                                .kv_bytes = 64 << 20};
-    struct pair p = open_pair(preset, type, o);
-    struct row rows[PROMPT];
-    spread_pages(p.ref, SEQS, 1);
-    spread_pages(p.cuda, SEQS, 1);
-    for (int i = 0; i < PROMPT; i++)
-        rows[i] = row_at(0, i, 0);
-    step_both(&p, rows, PROMPT, what);
-    rows[0] = row_at(0, PROMPT, 1);
-    for (int i = 1; i < 5; i++)
-        rows[i] = row_at(1, i - 1, 1);
-    rows[2].want_logits = false;
-    step_both(&p, rows, 5, what);
-    rows[0] = row_at(1, 4, 2);
-    step_both(&p, rows, 1, what);
-    close_pair(&p);
+    struct err err = {0};
+    ck_assert_msg(pair_run(preset, type, kv, &kern_ref, kern_cuda(), &err), "%s %s, KV type %d, order %llu: %s", preset, type,
+                  (int)kv, (unsigned long long)emu_card()->seed, err.msg);
+    ck_assert_uint_eq(emu_taken(), 0);
 }
 
 static const char *const presets[] = {"llama2",   "llama3",   "llama32", "smollm2", "qwen2",     "phi3",
@@ -156,27 +86,9 @@ START_TEST(long_context)
         int window;         /* 0: the preset's */
         enum kv_type kv;
     } cases[] = {{"smollm2", 0, KV_F16}, {"phi3swa", 300, KV_Q8_0}, {"gptoss", 270, KV_F32}};
-    enum { CHUNK = 270, N = 540 };
-    struct tiny_spec spec = spec_of(cases[_i].preset, "Q8_0");
-    spec.window = cases[_i].window > 0 ? cases[_i].window : spec.window;
-    spec.n_layer = 1 + (spec.n_expert > 0);
-    struct adapter_options o = {.n_ctx = N + 64, .max_seqs = 2, .max_rows = CHUNK, .max_logits = 4, .kv_type = cases[_i].kv,
-                                .kv_bytes = 256 << 20};
-    struct pair p = open_spec(&spec, o);
-    static struct row rows[CHUNK];
-    spread_pages(p.ref, 2, N / NUM_TILE + 1);
-    spread_pages(p.cuda, 2, N / NUM_TILE + 1);
-    for (int pos = 0; pos < N; pos += CHUNK) {
-        for (int i = 0; i < CHUNK; i++) {
-            rows[i] = row_at(0, pos + i, 0);
-            rows[i].want_logits = i % 90 == 89;
-        }
-        step_both(&p, rows, CHUNK, cases[_i].preset);
-    }
-    rows[0] = row_at(0, N, 0);
-    rows[1] = row_at(1, 0, 0);
-    step_both(&p, rows, 2, cases[_i].preset);
-    close_pair(&p);
+    struct err err = {0};
+    ck_assert_msg(pair_run_long(cases[_i].preset, "Q8_0", cases[_i].window, cases[_i].kv, &kern_ref, kern_cuda(), &err),
+                  "%s: %s", cases[_i].preset, err.msg);
 }
 END_TEST
 
@@ -194,30 +106,29 @@ START_TEST(graphs)
     struct step_out out;
     struct err err = {0};
     long launches = 0;
-    spread_pages(p.ref, 2, 5);
-    spread_pages(p.cuda, 2, 5);
+    pair_pages(&p, 2, 5);
     for (int pos = 0; pos < STEPS; pos++) {
-        rows[0] = row_at(0, pos, 0);
-        rows[1] = row_at(1, pos, 0);
-        ck_assert(pos != 1 || !adapter_step(p.cuda, rows, 2, &out, &stop, &err));
+        rows[0] = pair_row(0, pos, 0);
+        rows[1] = pair_row(1, pos, 0);
+        ck_assert(pos != 1 || !adapter_step(p.got, rows, 2, &out, &stop, &err));
         launches = emu_launches();
-        step_both(&p, rows, 2, "graph");
+        step_both(&p, rows, 2);
         launches = emu_launches() - launches;
     }
     ck_assert_int_eq(launches, 1);
     for (int pos = 0; pos < FILLED; pos += FILL) {
         static struct row fill[FILL];
         for (int i = 0; i < FILL; i++) {
-            fill[i] = row_at(0, pos + i, 1);
+            fill[i] = pair_row(0, pos + i, 1);
             fill[i].want_logits = false;
         }
-        step_both(&p, fill, FILL, "graph");
+        step_both(&p, fill, FILL);
     }
     for (int n = 1; n <= ROWS; n++)
         for (int again = 0; again < 2; again++) {
             for (int i = 0; i < n; i++)
-                rows[i] = row_at(0, (n % 7) * 40 + i, again);
-            step_both(&p, rows, n < 4 || n > 34 ? n : 1 + n % 3, "graph");
+                rows[i] = pair_row(0, (n % 7) * 40 + i, again);
+            step_both(&p, rows, n < 4 || n > 34 ? n : 1 + n % 3);
         }
     close_pair(&p);
 }
@@ -304,22 +215,22 @@ END_TEST
 START_TEST(failures_in_service)
 {
     struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 16};
-    struct row row = row_at(0, 0, 0);
+    struct row row = pair_row(0, 0, 0);
     struct step_out out;
     struct tiny_spec spec = spec_of("gptoss", "MXFP4");
     spec.n_layer = 1;
     for (int n = 1;; n++) {
         struct pair p = open_spec(&spec, o);
         struct err err = {0};
-        spread_pages(p.cuda, 1, 1);
+        pair_pages(&p, 1, 1);
         emu_card()->fail_launch = n;
-        bool ok = adapter_step(p.cuda, &row, 1, &out, NULL, &err);
+        bool ok = adapter_step(p.got, &row, 1, &out, NULL, &err);
         bool reached = emu_card()->fail_launch == 0;
         ck_assert_int_eq(ok, !reached);
         if (reached) {
             ck_assert_int_eq(err.code, ERR_CUDA);
             ck_assert_msg(strncmp(err.msg, "CUDA_ERROR: ", 12) == 0, "%s", err.msg);
-            ck_assert(!adapter_step(p.cuda, &row, 1, &out, NULL, &err));
+            ck_assert(!adapter_step(p.got, &row, 1, &out, NULL, &err));
         }
         emu_card()->fail_launch = 0;
         close_pair(&p);

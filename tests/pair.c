@@ -1,0 +1,122 @@
+#include "tests/pair.h"
+
+#include <string.h>
+
+bool pair_open(struct pair *p, const struct tiny_spec *spec, struct adapter_options o, const struct kern_device *want,
+               const struct kern_device *got, struct err *err)
+{
+    *p = (struct pair){0};
+    if (!tiny_image(spec, &p->image, err))
+        return false;
+    p->gguf = gguf_from_memory(p->image.data, p->image.len, err);
+    p->model = p->gguf == NULL ? NULL : model_open(p->gguf, err);
+    if (p->model == NULL)
+        goto fail;
+    o.device = want;
+    p->want = adapter_open(p->model, &o, err);
+    o.device = got;
+    p->got = p->want == NULL ? NULL : adapter_open(p->model, &o, err);
+    if (p->got == NULL)
+        goto fail;
+    p->n_vocab = adapter_vocab_size(p->want);
+    return true;
+fail:
+    pair_close(p);
+    return false;
+}
+
+void pair_close(struct pair *p)
+{
+    adapter_close(p->got);
+    adapter_close(p->want);
+    model_close(p->model);
+    gguf_close(p->gguf);
+    buf_free(&p->image);
+    *p = (struct pair){0};
+}
+
+void pair_pages(struct pair *p, int seqs, int per_seq)
+{
+    for (int s = 0; s < seqs; s++)
+        for (int i = 0; i < per_seq; i++)
+            adapter_pages(p->want, s)[i] = adapter_pages(p->got, s)[i] = (per_seq - 1 - i) * seqs + s;
+}
+
+struct row pair_row(int seq, int pos, int salt)
+{
+    return (struct row){seq, pos, (pos * 37 + seq * 11 + salt * 5 + 3) % 256, true};
+}
+
+bool pair_step(struct pair *p, const struct row *rows, int n, struct err *err)
+{
+    struct step_out want, got;
+    if (!adapter_step(p->want, rows, n, &want, NULL, err) || !adapter_step(p->got, rows, n, &got, NULL, err))
+        return false;
+    if (want.n_logits != got.n_logits)
+        return err_set(err, ERR_INTERNAL, "step of %d rows: %d logits, expected %d", n, got.n_logits, want.n_logits);
+    for (int i = 0; i < want.n_logits; i++)
+        for (int j = 0; j < p->n_vocab; j++)
+            if (memcmp(&want.logits[i][j], &got.logits[i][j], sizeof(float)) != 0)
+                return err_set(err, ERR_INTERNAL, "step of %d rows, logits %d, token %d: expected %a, got %a", n, i, j,
+                               (double)want.logits[i][j], (double)got.logits[i][j]);
+    return true;
+}
+
+bool pair_run(const char *preset, const char *type, enum kv_type kv, const struct kern_device *want,
+              const struct kern_device *got, struct err *err)
+{
+    enum { PROMPT = 18, SEQS = 2 };
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = SEQS, .max_rows = PROMPT, .max_logits = PROMPT, .kv_type = kv,
+                                .kv_bytes = 64 << 20};
+    struct tiny_spec spec;
+    struct pair p;
+    struct row rows[PROMPT];
+    if (!tiny_preset(preset, type, &spec, err) || !pair_open(&p, &spec, o, want, got, err))
+        return false;
+    pair_pages(&p, SEQS, 1);
+    for (int i = 0; i < PROMPT; i++)
+        rows[i] = pair_row(0, i, 0);
+    bool ok = pair_step(&p, rows, PROMPT, err);
+    rows[0] = pair_row(0, PROMPT, 1);
+    for (int i = 1; i < 5; i++)
+        rows[i] = pair_row(1, i - 1, 1);
+    rows[2].want_logits = false;
+    ok = ok && pair_step(&p, rows, 5, err);
+    for (int i = 0; i < 3; i++) {
+        rows[0] = pair_row(1, 4 + i, 2);
+        ok = ok && pair_step(&p, rows, 1, err);
+    }
+    pair_close(&p);
+    return ok;
+}
+
+bool pair_run_long(const char *preset, const char *type, int window, enum kv_type kv, const struct kern_device *want,
+                   const struct kern_device *got, struct err *err)
+{
+    enum { CHUNK = 270, N = 540 };
+    struct adapter_options o = {.n_ctx = N + 64, .max_seqs = 2, .max_rows = CHUNK, .max_logits = 4, .kv_type = kv,
+                                .kv_bytes = 256 << 20};
+    struct tiny_spec spec;
+    struct pair p;
+    struct row rows[CHUNK];
+    if (!tiny_preset(preset, type, &spec, err))
+        return false;
+    spec.window = window > 0 ? window : spec.window;
+    spec.n_layer = 1 + (spec.n_expert > 0);
+    if (!pair_open(&p, &spec, o, want, got, err))
+        return false;
+    pair_pages(&p, 2, N / NUM_TILE + 1);
+    bool ok = true;
+    for (int pos = 0; ok && pos < N; pos += CHUNK) {
+        for (int i = 0; i < CHUNK; i++) {
+            rows[i] = pair_row(0, pos + i, 0);
+            rows[i].want_logits = i % 90 == 89;
+        }
+        ok = pair_step(&p, rows, CHUNK, err);
+    }
+    rows[0] = pair_row(0, N, 0);
+    rows[1] = pair_row(1, 0, 0);
+    ok = ok && pair_step(&p, rows, 2, err);
+    pair_close(&p);
+    return ok;
+}

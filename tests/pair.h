@@ -1,0 +1,38 @@
+/* One tiny model opened on two devices that must give the same bytes: the oracle and the one under test. No test framework,
+ * so that a program for another machine can use it too. */
+#ifndef TESTS_PAIR_H
+#define TESTS_PAIR_H
+
+#include "engine/adapter.h"
+#include "tests/tiny.h"
+
+struct pair {
+    struct buf image;
+    struct gguf *gguf;
+    struct model *model;
+    struct adapter *want, *got;
+    int n_vocab;
+};
+
+bool pair_open(struct pair *p, const struct tiny_spec *spec, struct adapter_options o, const struct kern_device *want,
+               const struct kern_device *got, struct err *err);
+void pair_close(struct pair *p);
+
+/* Pages of every sequence, spread so that neighbours in a table are not neighbours in memory. */
+void pair_pages(struct pair *p, int seqs, int per_seq);
+
+/* A row with some token, its logits wanted. */
+struct row pair_row(int seq, int pos, int salt);
+
+/* The same step on both; false, with the place, when a logit has other bytes. */
+bool pair_step(struct pair *p, const struct row *rows, int n, struct err *err);
+
+/* A model through a prompt of 18 rows, a mixed step of two sequences, and one row alone three times. */
+bool pair_run(const char *preset, const char *type, enum kv_type kv, const struct kern_device *want,
+              const struct kern_device *got, struct err *err);
+
+/* A context of several splits in chunks of 270 rows, then two sequences' single rows. window 0: the preset's. */
+bool pair_run_long(const char *preset, const char *type, int window, enum kv_type kv, const struct kern_device *want,
+                   const struct kern_device *got, struct err *err);
+
+#endif
