@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -149,10 +148,7 @@ void rig_open_adapter(struct rig *r, const struct rig_options *o)
 {
     struct tiny_spec spec;
     struct err err = {0};
-    *r = (struct rig){.path = "/tmp/inferd-rig-XXXXXX"};
-    int fd = mkstemp(r->path);
-    ck_assert_int_ge(fd, 0);
-    close(fd);
+    *r = (struct rig){0};
     rig_slow(0, 0);
     pthread_mutex_lock(&gate.mu);
     gate.passes = ALL;
@@ -162,8 +158,9 @@ void rig_open_adapter(struct rig *r, const struct rig_options *o)
     int n_ctx = o->n_ctx > 0 ? o->n_ctx : 256;
     ck_assert_msg(tiny_preset(o->preset != NULL ? o->preset : "smollm2", o->type != NULL ? o->type : "Q4_0", &spec, &err),
                   "%s", err.msg);
-    ck_assert_msg(tiny_write(&spec, r->path, &err), "%s", err.msg);
-    r->gguf = gguf_open(r->path, &err);
+    spec.n_layer = o->n_layer > 0 ? o->n_layer : spec.n_layer;
+    ck_assert_msg(tiny_image(&spec, &r->image, &err), "%s", err.msg);
+    r->gguf = gguf_from_memory(r->image.data, r->image.len, &err);
     ck_assert_msg(r->gguf != NULL, "%s", err.msg);
     r->model = model_open(r->gguf, &err);
     ck_assert_msg(r->model != NULL, "%s", err.msg);
@@ -173,11 +170,12 @@ void rig_open_adapter(struct rig *r, const struct rig_options *o)
     device.attn = gate_attn;
     device.step_end = gate_step_end;
     struct adapter_options a = {
-        .device = &device,
+        .device = o->device != NULL ? o->device : &device,
         .n_ctx = n_ctx,
         .n_ctx_given = true,
         .max_seqs = o->max_seqs > 0 ? o->max_seqs : 16,
         .max_rows = o->max_rows,
+        .max_logits = o->max_logits,
         .kv_type = o->kv_type,
     };
     struct adapter_plan plan;
@@ -217,9 +215,14 @@ void rig_close(struct rig *r)
     } else {
         adapter_close(r->adapter);
     }
+    rig_close_model(r);
+}
+
+void rig_close_model(struct rig *r)
+{
     model_close(r->model);
     gguf_close(r->gguf);
-    unlink(r->path);
+    buf_free(&r->image);
 }
 
 /* ---- readers ---- */

@@ -3,21 +3,24 @@
 #ifndef TESTS_RIG_H
 #define TESTS_RIG_H
 
+#include "base/buf.h"
 #include "engine/engine.h"
 
 #include <semaphore.h>
 
 struct rig_options {
     const char *preset, *type;  /* of tests/tiny.h; NULL = smollm2, Q4_0 */
+    int n_layer;                /* 0 = the preset's */
+    const struct kern_device *device;    /* NULL = the held one of below */
     int n_ctx;                  /* 0 = 256 */
-    int max_seqs, max_rows;     /* 0 = 16, 256 */
+    int max_seqs, max_rows, max_logits;    /* 0 = 16, 256, max_seqs or 16 */
     int n_pages;                /* 0 = max_seqs * n_ctx */
     enum kv_type kv_type;
     struct engine_options engine;    /* max_queue 0 = 128 */
 };
 
 struct rig {
-    char path[64];
+    struct buf image;
     struct gguf *gguf;
     struct model *model;
     struct adapter *adapter;    /* the engine's */
@@ -29,6 +32,8 @@ void rig_open(struct rig *r, const struct rig_options *o);
 void rig_open_adapter(struct rig *r, const struct rig_options *o);
 /* Checks that nothing runs, waits or holds a page, and closes. */
 void rig_close(struct rig *r);
+/* The rest, for who has closed the engine. */
+void rig_close_model(struct rig *r);
 void rig_wait_idle(struct rig *r);    /* at most 5 s */
 
 /* ---- the device: kern_ref with a gate before each step ---- */

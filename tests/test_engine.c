@@ -614,9 +614,7 @@ START_TEST(test_close_with_gens_alive)
         gen_cancel(rd[i].gen, ERR_CANCELLED, "late");
         reader_free(&rd[i]);
     }
-    model_close(r.model);
-    gguf_close(r.gguf);
-    unlink(r.path);
+    rig_close_model(&r);
 }
 END_TEST
 
