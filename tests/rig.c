@@ -29,7 +29,7 @@ static struct kern_device device;
 
 static struct kern *gate_open(const struct kern_config *cfg, struct err *err)
 {
-    struct kern *k = kern_ref.open(cfg, err);
+    struct kern *k = kern_cpu.open(cfg, err);
     if (k != NULL)
         k->dev = &device;
     return k;
@@ -54,7 +54,7 @@ static void gate_step_begin(struct kern *k, const struct step *s)
     pthread_mutex_unlock(&gate.mu);
     if (us > 0)
         usleep((useconds_t)us);
-    kern_ref.step_begin(k, s);
+    kern_cpu.step_begin(k, s);
 }
 
 static void gate_attn(struct kern *k, const struct layer *l)
@@ -62,7 +62,7 @@ static void gate_attn(struct kern *k, const struct layer *l)
     pthread_mutex_lock(&gate.mu);
     gate.phases++;
     pthread_mutex_unlock(&gate.mu);
-    kern_ref.attn(k, l);
+    kern_cpu.attn(k, l);
 }
 
 static bool gate_step_end(struct kern *k, struct err *err)
@@ -71,7 +71,7 @@ static bool gate_step_end(struct kern *k, struct err *err)
     enum err_code code = gate.broken;
     gate.broken = ERR_NONE;
     pthread_mutex_unlock(&gate.mu);
-    return kern_ref.step_end(k, err) && (code == ERR_NONE || err_set(err, code, "launch failed"));
+    return kern_cpu.step_end(k, err) && (code == ERR_NONE || err_set(err, code, "launch failed"));
 }
 
 static void set_passes(int n)
@@ -164,7 +164,7 @@ void rig_open_adapter(struct rig *r, const struct rig_options *o)
     ck_assert_msg(r->gguf != NULL, "%s", err.msg);
     r->model = model_open(r->gguf, &err);
     ck_assert_msg(r->model != NULL, "%s", err.msg);
-    device = kern_ref;
+    device = kern_cpu;
     device.open = gate_open;
     device.step_begin = gate_step_begin;
     device.attn = gate_attn;
@@ -177,6 +177,8 @@ void rig_open_adapter(struct rig *r, const struct rig_options *o)
         .max_rows = o->max_rows,
         .max_logits = o->max_logits,
         .kv_type = o->kv_type,
+        .n_threads = o->n_threads > 0 ? o->n_threads : 1,
+        .isa = o->isa,
     };
     struct adapter_plan plan;
     ck_assert_msg(adapter_plan(r->model, &a, &plan, &err), "%s", err.msg);

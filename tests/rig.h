@@ -16,6 +16,8 @@ struct rig_options {
     int max_seqs, max_rows, max_logits;    /* 0 = 16, 256, max_seqs or 16 */
     int n_pages;                /* 0 = max_seqs * n_ctx */
     enum kv_type kv_type;
+    int n_threads;              /* 0 = 1 */
+    enum isa isa;
     struct engine_options engine;    /* max_queue 0 = 128 */
 };
 
@@ -36,7 +38,7 @@ void rig_close(struct rig *r);
 void rig_close_model(struct rig *r);
 void rig_wait_idle(struct rig *r);    /* at most 5 s */
 
-/* ---- the device: kern_ref with a gate before each step ---- */
+/* ---- the device: kern_cpu with a gate before each step ---- */
 
 void rig_hold(void);                /* steps stop at the gate from now on */
 void rig_wait_held(void);           /* until one does */

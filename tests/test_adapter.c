@@ -63,17 +63,31 @@ static void assert_sane(const float *logits, int n, const char *preset, const ch
     ck_assert_msg(high - low > 0.1f, "%s %s: flat logits", preset, type);
 }
 
-/* One model: whole, in chunks, row by row, and beside others. */
-static void check_model(const struct rig_options *o, int n, int chunk)
+struct way {
+    int n_threads;
+    enum isa isa;
+};
+
+/* One model: whole, in chunks and beside others, in two ways, always as the reference says. */
+static void check_model(struct rig_options o, int n, int chunk, const struct way ways[2])
 {
     struct rig r;
-    rig_open_adapter(&r, o);
-    float *whole = logits_of(r.adapter, n, n, 1);
-    assert_sane(whole, n, o->preset, o->type);
-    assert_equal_logits(logits_of(r.adapter, n, chunk, 1), whole, n, "in chunks", o->preset, o->type);
-    assert_equal_logits(logits_of(r.adapter, n, chunk > 16 ? 16 : 1, 3), whole, n, "beside others", o->preset, o->type);
-    free(whole);
+    o.device = &kern_cpu;
+    rig_open_adapter(&r, &o);
+    float *want = logits_of(r.adapter, n, n, 1);
+    assert_sane(want, n, o.preset, o.type);
     rig_close(&r);
+    o.device = &kern_cpu;
+    for (size_t i = 0; i < 2; i++) {
+        o.n_threads = ways[i].n_threads;
+        o.isa = ways[i].isa;
+        rig_open_adapter(&r, &o);
+        assert_equal_logits(logits_of(r.adapter, n, n, 1), want, n, "whole", o.preset, o.type);
+        assert_equal_logits(logits_of(r.adapter, n, chunk, 1), want, n, "in chunks", o.preset, o.type);
+        assert_equal_logits(logits_of(r.adapter, n, chunk > 16 ? 16 : 1, 3), want, n, "beside others", o.preset, o.type);
+        rig_close(&r);
+    }
+    free(want);
 }
 
 /* One of each family, then those that differ from it in numbers alone. */
@@ -82,12 +96,12 @@ static const char *const presets[] = {"llama2", "qwen2",  "phi3",    "qwen3",   
 enum { N_FAMILIES = 6, N_PRESETS = sizeof presets / sizeof *presets };
 
 /* _i: the preset */
-START_TEST(test_batch_equals_single_for_every_type)
+START_TEST(test_every_type_as_the_reference)
 {
     for (int t = 0; t < QTYPE_N; t++) {
         struct rig_options o = {
-            .preset = presets[_i], .type = qtype_name((enum qtype)t), .n_layer = 1, .n_ctx = 64, .max_seqs = 3, .device = &kern_ref};
-        check_model(&o, 5, 3);
+            .preset = presets[_i], .type = qtype_name((enum qtype)t), .n_layer = 1, .n_ctx = 64, .max_seqs = 3};
+        check_model(o, 5, 3, (const struct way[]){{1, ISA_BEST}, {1, ISA_SCALAR}});
     }
 }
 END_TEST
@@ -96,8 +110,15 @@ END_TEST
 START_TEST(test_long_prompts_in_chunks)
 {
     struct rig_options o = {
-        .preset = presets[_i], .type = "Q8_0", .n_ctx = 512, .max_seqs = 3, .max_rows = 512, .max_logits = 300, .device = &kern_ref};
-    check_model(&o, _i == 0 ? 300 : 70, 37);
+        .preset = presets[_i], .type = "Q8_0", .n_ctx = 512, .max_seqs = 3, .max_rows = 512, .max_logits = 300};
+    check_model(o, _i == 0 ? 300 : 70, 37, (const struct way[]){{1, ISA_BEST}, {2, ISA_BEST}});
+}
+END_TEST
+
+START_TEST(test_more_threads_than_cores)
+{
+    struct rig_options o = {.preset = "gptoss", .type = "Q4_1", .n_ctx = 64, .max_seqs = 3};
+    check_model(o, 8, 5, (const struct way[]){{3, ISA_BEST}, {7, ISA_SCALAR}});
 }
 END_TEST
 
@@ -111,7 +132,7 @@ static const struct {
 START_TEST(test_facts)
 {
     struct rig r;
-    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .device = &kern_ref});
+    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .device = &kern_cpu});
     const struct adapter *a = r.adapter;
     ck_assert_str_eq(adapter_model_type(a), shapes[_i].model_type);
     ck_assert_int_eq(adapter_vocab_size(a), N_VOCAB);
@@ -142,7 +163,7 @@ START_TEST(test_prefill_and_decode)
     const float *logits;
     int32_t tokens[21];
     rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .max_rows = 32,
-                                               .device = &kern_ref});
+                                               .device = &kern_cpu});
     for (int i = 0; i < 21; i++)
         tokens[i] = token_at(i, 0);
     float *want = logits_of(r.adapter, 21, 7, 1);
@@ -174,7 +195,7 @@ START_TEST(test_generate)
     struct rig r;
     struct err err = {0};
     int32_t first[N_MADE], again[N_MADE], greedy[N_MADE], null[1000];
-    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .device = &kern_ref});
+    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .device = &kern_cpu});
     generate(&r, 0.8f, 11, first);
     for (int i = 0; i < 4; i++) { /* five runs, one seed */
         generate(&r, 0.8f, 11, again);
@@ -209,7 +230,7 @@ static void assert_not_loaded(bool failed, struct err *err)
 START_TEST(test_no_model)
 {
     struct err err = {0};
-    struct adapter_options o = {.device = &kern_ref};
+    struct adapter_options o = {.device = &kern_cpu};
     struct adapter_plan plan;
     struct row row = {0};
     struct step_out out;
@@ -254,7 +275,7 @@ static size_t memory_of(const struct rig_options *o)
 
 START_TEST(test_a_larger_model_takes_more_memory)
 {
-    struct rig_options o = {.preset = "qwen2", .type = "Q8_0", .device = &kern_ref};
+    struct rig_options o = {.preset = "qwen2", .type = "Q8_0", .device = &kern_cpu};
     size_t base = memory_of(&o);
     o.n_layer = 4;
     ck_assert_uint_gt(memory_of(&o), base);
@@ -276,8 +297,8 @@ struct planner {
 
 static void planner_open(struct planner *p)
 {
-    *p = (struct planner){.o = {.device = &kern_ref, .n_ctx = 256, .max_seqs = 4}};
-    rig_open_adapter(&p->rig, &(struct rig_options){.device = &kern_ref});
+    *p = (struct planner){.o = {.device = &kern_cpu, .n_ctx = 256, .max_seqs = 4}};
+    rig_open_adapter(&p->rig, &(struct rig_options){.device = &kern_cpu});
     ck_assert(adapter_plan(p->rig.model, &p->o, &p->plan, &p->err));
     ck_assert_int_eq(p->plan.n_pages, 16);
 }
@@ -355,7 +376,7 @@ START_TEST(test_steps_that_break_the_rules)
     struct rig r;
     struct err err = {0};
     struct step_out out;
-    rig_open_adapter(&r, &(struct rig_options){.max_seqs = 2, .max_rows = 20, .device = &kern_ref});
+    rig_open_adapter(&r, &(struct rig_options){.max_seqs = 2, .max_rows = 20, .device = &kern_cpu});
     static const struct row bad[] = {{2, 0, 1, false},  {-1, 0, 1, false},       {0, 256, 1, false},
                                      {0, -1, 1, false}, {0, 0, N_VOCAB, false}, {0, 0, -1, false}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -377,7 +398,7 @@ START_TEST(test_a_stopped_step_does_no_harm)
     struct rig r;
     struct err err = {0};
     struct step_out out;
-    rig_open_adapter(&r, &(struct rig_options){.device = &kern_ref});
+    rig_open_adapter(&r, &(struct rig_options){.device = &kern_cpu});
     float *want = logits_of(r.adapter, 12, 12, 1);
     atomic_bool stop = true;
     struct row rows[12];
@@ -396,8 +417,9 @@ int main(void)
     Suite *suite = suite_create("adapter");
     TCase *t = tcase_create("adapter");
     tcase_set_timeout(t, 240); /* for the thread sanitizer */
-    tcase_add_loop_test(t, test_batch_equals_single_for_every_type, 0, N_FAMILIES);
+    tcase_add_loop_test(t, test_every_type_as_the_reference, 0, N_FAMILIES);
     tcase_add_loop_test(t, test_long_prompts_in_chunks, 0, N_PRESETS);
+    tcase_add_test(t, test_more_threads_than_cores);
     tcase_add_loop_test(t, test_facts, 0, 2);
     tcase_add_loop_test(t, test_prefill_and_decode, 0, 2);
     tcase_add_loop_test(t, test_generate, 0, 2);
