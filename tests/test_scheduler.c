@@ -1,5 +1,4 @@
 /* Who runs, who waits, who is refused, and what a step holds; on an engine whose device can be held. */
-#include "base/clock.h"
 #include "engine/scheduler.h"
 #include "tests/rig.h"
 
@@ -46,7 +45,7 @@ START_TEST(test_exactly_the_surplus_is_refused)
     struct rig r;
     pthread_t t[4];
     rig_open(&r, &(struct rig_options){.max_seqs = 2, .engine.max_queue = 3});
-    for (int held = 0; held < 2; held++) { /* also when the engine is in no step yet */
+    for (int again = 0; again < 2; again++) { /* the first crowd leaves nothing behind */
         memset(&c, 0, sizeof c);
         c.rig = &r;
         rig_hold();
@@ -73,23 +72,19 @@ START_TEST(test_exactly_the_surplus_is_refused)
 }
 END_TEST
 
-/* Lets each run alone and notes the order in which they started. */
-static void start_order(struct reader *rd, int n, int *order)
+/* Which of n readers has started since the last look. */
+static int newly_started(struct reader *rd, int n)
 {
-    int done = 0;
-    bool seen[64] = {false};
-    uint64_t start = clock_ns();
-    rig_go();
-    while (done < n) {
-        ck_assert(clock_ms_since(start) < 10000);
-        for (int i = 0; i < n; i++) {
-            bool ended = reader_poll(&rd[i]);
-            if (!seen[i] && ended) {
-                seen[i] = true;
-                order[done++] = i;
-            }
+    int found = -1;
+    for (int i = 0; i < n; i++) {
+        bool before = rd[i].started;
+        reader_poll(&rd[i]);
+        if (rd[i].started && !before) {
+            ck_assert_int_eq(found, -1);
+            found = i;
         }
     }
+    return found;
 }
 
 START_TEST(test_first_come_first_served_and_interactive_before_batch)
@@ -99,18 +94,20 @@ START_TEST(test_first_come_first_served_and_interactive_before_batch)
                                                  GEN_INTERACTIVE, GEN_BATCH};
     static const int want[] = {0, 2, 4, 5, 1, 3, 6};
     struct rig r;
-    int order[7];
     rig_open(&r, &(struct rig_options){.max_seqs = 1});
     rig_hold();
-    rig_slow(5000, 0);
     for (int i = 0; i < 7; i++) {
         struct gen_request q = rig_request(3, (uint64_t)i, 3);
         q.priority = priority[i];
         reader_start(&rd[i], &r, &q);
     }
-    start_order(rd, 7, order);
+    for (int i = 0; i < 7; i++) { /* each is there for three steps */
+        rig_wait_held();
+        ck_assert_int_eq(newly_started(rd, 7), want[i]);
+        rig_let(3);
+    }
     for (int i = 0; i < 7; i++) {
-        ck_assert_int_eq(order[i], want[i]);
+        reader_finish(&rd[i]);
         reader_free(&rd[i]);
     }
     rig_close(&r);
@@ -125,7 +122,6 @@ START_TEST(test_jobs_per_key)
     struct err err = {0};
     rig_open(&r, &(struct rig_options){.max_seqs = 1, .engine.max_jobs_per_key = 3});
     rig_hold();
-    rig_slow(5000, 0);
     struct gen_request q = rig_request(3, 1, 3);
     for (int i = 0; i < 8; i++) {
         q.key = keys[i];
@@ -162,13 +158,12 @@ START_TEST(test_keys_share_when_they_are_limited)
         q.key = keys[i];
         reader_start(&rd[i], &r, &q);
     }
-    rig_go();
-    reader_finish(&rd[1]);
-    reader_wait_tokens(&rd[3], 1); /* b comes before the third of a: b has nothing running */
-    rig_hold();
+    rig_let(8); /* more than the second of a needs */
     rig_wait_held();
-    reader_poll(&rd[2]);
-    ck_assert(!rd[2].started);
+    for (int i = 0; i < 5; i++)
+        reader_poll(&rd[i]);
+    ck_assert(rd[1].ended && rd[3].started); /* b comes before the third of a: b had nothing running */
+    ck_assert(!rd[2].started && !rd[4].started);
     rig_go();
     for (int i = 0; i < 5; i++) {
         reader_finish(&rd[i]);
