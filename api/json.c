@@ -29,14 +29,22 @@ static size_t count_values(const char *s, size_t n)
     return count;
 }
 
-/* Puts 9e307 with the number's sign over the number that ends at `end`; false when there is no room for it. */
-static bool blank_number(char *text, size_t end)
+/* Rewrites the number that ends at `end`, too large for its type, as one that parses: an integer as the double nearest to it,
+ * so that a message names the value, the rest as 9e307. false when there is no room for it. */
+static bool shrink_number(char *text, size_t end)
 {
     size_t i = end;
     while (i > 0 && strchr("0123456789+-.eE", text[i - 1]) != NULL && text[i - 1] != 0)
         i--;
-    char repl[8];
-    int len = snprintf(repl, sizeof repl, "%s9e307", i < end && text[i] == '-' ? "-" : "");
+    const char *sign = i < end && text[i] == '-' ? "-" : "";
+    const char *digits = text + i + strlen(sign);
+    size_t n_digits = end - i - strlen(sign);
+    char repl[32];
+    int len;
+    if (n_digits >= 19 && n_digits <= 308 && strspn(digits, "0123456789") >= n_digits)
+        len = snprintf(repl, sizeof repl, "%s%c.%.14se%zu", sign, digits[0], digits + 1, n_digits - 1);
+    else
+        len = snprintf(repl, sizeof repl, "%s9e307", sign);
     if (end - i < (size_t)len)
         return false;
     memcpy(text + i, repl, (size_t)len);
@@ -61,7 +69,7 @@ json_t *json_read(char *text, size_t n, struct err *err)
             return NULL;
         }
         if (json_error_code(&e) != json_error_numeric_overflow || tries == MAX_OVERFLOWS ||
-            e.position <= 0 || (size_t)e.position > n || !blank_number(text, (size_t)e.position))
+            e.position <= 0 || (size_t)e.position > n || !shrink_number(text, (size_t)e.position))
             break;
     }
     if (n == 0)

@@ -130,6 +130,25 @@ START_TEST(test_defaults)
 }
 END_TEST
 
+/* A message shows what was sent, also where it does not fit the parser's types. */
+START_TEST(test_too_large_numbers_are_named)
+{
+    static const char *const rows[][2] = {
+        {"9223372036854775808", "9.22337203685478e+18 is not in"},
+        {"-9223372036854775809", "-9.22337203685478e+18 is not in"},
+        {"18446744073709551616", "1.84467440737095e+19 is not in"},
+        {"100000000000000000000000000000", "1e+29 is not in"},
+        {"-1e999", "-9e+307 is not in"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct parsed p = with("top_k", rows[i][0]);
+        ck_assert_msg(!p.ok && p.v.n == 1 && strstr(p.v.details.data, rows[i][1]) != NULL, "%s: %s", rows[i][0],
+                      p.v.details.data ? p.v.details.data : p.err.msg);
+        drop(&p);
+    }
+}
+END_TEST
+
 START_TEST(test_seed)
 {
     accepts("seed", "0");
@@ -357,6 +376,7 @@ int main(void)
     tcase_add_test(t, test_every_field_of_the_table);
     tcase_add_test(t, test_values_arrive);
     tcase_add_test(t, test_defaults);
+    tcase_add_test(t, test_too_large_numbers_are_named);
     tcase_add_test(t, test_seed);
     tcase_add_test(t, test_job_id_and_strings);
     tcase_add_test(t, test_all_violations_together);
