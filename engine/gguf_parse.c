@@ -463,8 +463,8 @@ static bool read_tensor(struct reader *r, struct gguf_tensor *t, size_t alignmen
                        "data offset %" PRIu64 ", allowed are multiples of the alignment %zu",
                        offset, alignment);
     if (offset > r->size)
-        return fail_at(r, start, "data offset %" PRIu64 ": truncated at offset %zu, needs more",
-                       offset, r->size);
+        return fail_at(r, start, "data offset %" PRIu64 ": truncated at offset %zu, needs more than %" PRIu64,
+                       offset, r->size, offset);
     t->offset = (size_t)offset;
     return true;
 }
