@@ -94,6 +94,15 @@ static struct gen *submit(struct job *j, struct engine *e, const int32_t *prompt
     return engine_submit(e, &g, &j->retry_after, &j->err);
 }
 
+/* Megabytes that cannot fit are not worth the seconds that their tokens take. */
+static bool may_fit(struct job *j, const struct tok *t)
+{
+    int n_ctx = api_facts(j->api)->context_length;
+    size_t least = tok_at_least(t, j->request.prompt, j->request.prompt_len);
+    return least <= (size_t)n_ctx || err_set(&j->err, ERR_CONTEXT, "prompt of at least %zu tokens, the context is %d tokens",
+                                             least, n_ctx);
+}
+
 /* Tokenise and submit; NULL with j->err. */
 static struct gen *start(struct job *j)
 {
@@ -104,7 +113,7 @@ static struct gen *start(struct job *j)
     size_t n_prompt = 0;
     int n_stop = 0;
     struct gen *g = NULL;
-    if (e == NULL || !tok_encode(t, q->prompt, q->prompt_len, true, q->parse_special, 0, &prompt, &n_prompt, &j->err))
+    if (e == NULL || !may_fit(j, t) || !tok_encode(t, q->prompt, q->prompt_len, true, q->parse_special, 0, &prompt, &n_prompt, &j->err))
         goto done;
     request_drop_body(q);
     j->n_prompt = (int)n_prompt;

@@ -204,6 +204,7 @@ START_TEST(C09_long_word)
     ck_assert_int_lt(ms_since(begin), 2000);
     ck_assert_int_eq(a.status, 400);
     ck_assert_ptr_nonnull(strstr(a.body.data, "CONTEXT_OVERFLOW"));
+    ck_assert_ptr_nonnull(strstr(a.body.data, "at least"));
     answer_free(&a);
     client_close(&c);
     buf_free(&body);

@@ -42,6 +42,7 @@ static void check_case(const struct tok *t, const json_t *c, size_t index)
     for (size_t i = 0; i < n; i++)
         ck_assert_msg(ids[i] == json_integer_value(json_array_get(want, i)), "case %zu \"%s\": id %zu is %d", index,
                       json_string_value(text), i, ids[i]);
+    ck_assert_uint_le(tok_at_least(t, json_string_value(text), json_string_length(text)), n);
     free(ids);
 }
 
@@ -191,6 +192,24 @@ START_TEST(end_tokens_are_those_of_the_model)
 }
 END_TEST
 
+START_TEST(far_too_long_texts_are_known_without_encoding)
+{
+    enum { N = 1 << 20 };
+    struct vocab_file v;
+    char *text = malloc(N);
+    ck_assert_ptr_nonnull(text);
+    memset(text, ' ', N);
+    vocab_file_open(&v, "smollm2");
+    ck_assert_uint_gt(tok_at_least(v.tok, text, N), 8192);
+    ck_assert_uint_eq(tok_at_least(v.tok, text, 1), 0);
+    vocab_file_close(&v);
+    vocab_file_open(&v, "phi-3");    /* its end tokens take the white space after them */
+    ck_assert_uint_eq(tok_at_least(v.tok, text, N), 0);
+    vocab_file_close(&v);
+    free(text);
+}
+END_TEST
+
 START_TEST(bad_input_is_refused)
 {
     struct vocab_file v;
@@ -221,6 +240,7 @@ int main(void)
     tcase_add_loop_test(t, streams_give_the_text_back, 0, N_VOCABS);
     tcase_add_loop_test(t, end_tokens_are_those_of_the_model, 0, 5);
     tcase_add_test(t, streams_replace_broken_characters);
+    tcase_add_test(t, far_too_long_texts_are_known_without_encoding);
     tcase_add_test(t, bad_input_is_refused);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);

@@ -32,6 +32,8 @@ struct tok {
     int n_end;
     uint32_t *piece_at;   /* (n + 1): where the bytes of each piece lie in pieces */
     char *pieces;
+    size_t longest;       /* bytes of the longest piece */
+    bool strips;          /* a special token drops white space */
 };
 
 /* ---- open ---- */
@@ -139,9 +141,11 @@ static bool list_specials(struct tok *t, const struct gguf *g, struct err *err)
         return err_set(err, ERR_OOM, "no memory for %zu special tokens", n);
     for (int i = 0; i < v->n; i++) {
         bool user = v->type[i] == TOKEN_USER_DEFINED;
-        if ((user || v->type[i] == TOKEN_CONTROL || v->type[i] == TOKEN_UNKNOWN) && v->piece[i].len > 0)
-            t->special[t->n_special++] =
-                (struct special){i, v->piece[i].s, v->piece[i].len, user, strips_right(g, &v->piece[i])};
+        if ((user || v->type[i] == TOKEN_CONTROL || v->type[i] == TOKEN_UNKNOWN) && v->piece[i].len > 0) {
+            bool strips = strips_right(g, &v->piece[i]);
+            t->special[t->n_special++] = (struct special){i, v->piece[i].s, v->piece[i].len, user, strips};
+            t->strips |= strips;
+        }
     }
     qsort(t->special, t->n_special, sizeof *t->special, longest_first);
     return true;
@@ -188,7 +192,10 @@ static bool render_all(struct tok *t, struct err *err)
         return err_set(err, ERR_OOM, "no memory for %zu bytes of pieces", all);
     for (int i = 0; i < t->vocab.n; i++) {
         t->piece_at[i] = (uint32_t)at;
-        at += render(t, i, t->pieces + at);
+        size_t n = render(t, i, t->pieces + at);
+        at += n;
+        if (n > t->longest)
+            t->longest = n;
     }
     t->piece_at[t->vocab.n] = (uint32_t)at;
     return true;
@@ -413,6 +420,14 @@ bool tok_encode(const struct tok *t, const char *text, size_t len, bool add_spec
     *ids = out.id;
     *n = out.n;
     return true;
+}
+
+size_t tok_at_least(const struct tok *t, const char *text, size_t len)
+{
+    size_t n = len;
+    for (size_t i = 0; t->strips && i < len; i++)
+        n -= isspace((unsigned char)text[i]) != 0;
+    return t->longest > 0 ? n / t->longest : 0;
 }
 
 /* ---- decode ---- */

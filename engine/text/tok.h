@@ -29,6 +29,8 @@ int32_t tok_find(const struct tok *t, const char *piece, size_t n);    /* exact 
  * max: stop with ERR_CONTEXT once more than max ids were made (0 = no limit). */
 bool tok_encode(const struct tok *t, const char *text, size_t len, bool add_special, bool parse_special, size_t max,
                 int32_t **ids, size_t *n, struct err *err);
+/* No encoding of the text has fewer tokens. Costs next to nothing: it lets a far too long text be refused unread. */
+size_t tok_at_least(const struct tok *t, const char *text, size_t len);
 
 /* The bytes of one token as they appear in generated text (SPM's leading space included; special tokens give their text only
  * when `special` is true, else ""). Bytes, not always whole UTF-8. Points into the tok; ids out of range give "". */
