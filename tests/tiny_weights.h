@@ -1,5 +1,5 @@
-/* Private to tests/tiny*.c: seeded random weights of every format, scaled to a standard deviation.
- */
+/* Seeded random weights of every format, scaled to a standard deviation: for tiny*.c and
+ * test_kernels.c. */
 #ifndef TESTS_TINY_WEIGHTS_H
 #define TESTS_TINY_WEIGHTS_H
 
