@@ -47,9 +47,10 @@ static void account_error(struct job *j, const struct gen_event *ev)
     enum job_outcome outcome = ev->code == ERR_TIMEOUT     ? OUTCOME_TIMEOUT
                                : ev->code == ERR_CANCELLED ? OUTCOME_CANCELLED
                                                            : OUTCOME_ERROR;
+    const struct worker_facts *f = api_facts(j->api);
     if (outcome == OUTCOME_ERROR)
-        log_event(LOG_ERROR, "error", LOG_S("job_id", j->request.job_id), LOG_S("code", reply_code(ev->code)),
-                  LOG_S("message", ev->message));
+        log_event(LOG_ERROR, "error", LOG_S("job_id", j->request.job_id), LOG_S("model_ref", f->model_ref),
+                  LOG_S("device", f->device), LOG_S("code", reply_code(ev->code)), LOG_S("message", ev->message));
     answer_account(j, j->api, outcome);
 }
 

@@ -117,6 +117,8 @@ bool loader_check(const struct options *o, const struct loader_device *d, struct
         buf_printf(out, "device   %s\n", d->name);
         buf_printf(out, "context  %d tokens, %d requests at once, room for %lld tokens of them all\n", plan.n_ctx, max_batch,
                    (long long)plan.n_pages * NUM_TILE);
+        if (o->ctx_size == 0 && plan.n_ctx < m->n_ctx_train)
+            buf_printf(out, "         lowered from %d, the KV cache has no room for more; see --kv-cache-size-mb\n", m->n_ctx_train);
         buf_puts(out, "memory\n");
         add_mib(out, "weights", plan.weights);
         add_mib(out, "kv cache", plan.kv);

@@ -38,7 +38,8 @@ void progress_set(struct progress *p, int percent)
     if (p->bar)
         draw_bar(percent);
     else if (percent / LOG_STEP > p->last / LOG_STEP)
-        log_event(LOG_INFO, "model_load_progress", LOG_S("model_ref", p->model_ref), LOG_I("percent", percent));
+        log_event(LOG_INFO, "model_load_progress", LOG_S("model_ref", p->model_ref), LOG_S("device", p->device),
+                  LOG_I("percent", percent));
     p->last = percent;
 }
 

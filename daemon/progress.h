@@ -10,7 +10,7 @@ struct api;
 
 struct progress {
     struct api *api;
-    const char *model_ref;
+    const char *model_ref, *device;
     bool bar;            /* stderr is a terminal and the log is text */
     int last;            /* percent said last */
     uint64_t status_ns;  /* when systemd was told last */

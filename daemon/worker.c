@@ -138,6 +138,7 @@ static void *load_main(void *arg)
     w->progress = (struct progress){
         .api = w->api,
         .model_ref = w->model_ref,
+        .device = w->device.name,
         .bar = isatty(STDERR_FILENO) && w->o->log_format != LOG_FORMAT_JSON,
         .last = -1,
     };

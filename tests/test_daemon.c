@@ -151,6 +151,18 @@ START_TEST(check_prints_the_plan)
     static const char *const parts[] = {fixture_tiny, "device   cpu", "weights", "kv cache", "work", "total", "available", "MiB"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         ck_assert_msg(strstr(out.data, parts[i]) != NULL, "no %s in %s", parts[i], out.data);
+    ck_assert_ptr_null(strstr(out.data, "lowered"));
+    buf_free(&out);
+}
+END_TEST
+
+START_TEST(check_tells_of_a_lowered_context)
+{
+    struct buf out = {0};
+    proc_start(&p, (const char *[]){"--check", "--model", fixture_tiny, "--kv-cache-size-mb", "1", NULL}, NULL);
+    ck_assert_msg(proc_wait(&p, PROC_WAIT_MS) == 0, "%s", proc_log(&p));
+    proc_output(&p, &out);
+    ck_assert_msg(strstr(out.data, "lowered from 8192, the KV cache has no room for more") != NULL, "%s", out.data);
     buf_free(&out);
 }
 END_TEST
@@ -187,6 +199,43 @@ START_TEST(ready_and_its_facts)
         ck_assert_str_eq(text_of(event, "worker_id"), UUID);
         json_decref(event);
     }
+}
+END_TEST
+
+/* Each event of the log has what a reader of it is promised. */
+START_TEST(log_events_have_their_fields)
+{
+    static const char *const common[] = {"worker_id", "model_ref", "device", NULL};
+    static const char *const start[] = {"job_id", "tokens_in", NULL};
+    static const char *const end[] = {"job_id", "tokens_in", "tokens_out", "queue_ms", "first_token_ms", "decode_time_ms",
+                                      "outcome", NULL};
+    static const struct {
+        const char *event;
+        const char *const *own;
+    } rows[] = {{"startup", NULL}, {"model_load_start", NULL}, {"model_load_progress", NULL}, {"model_load_complete", NULL},
+                {"ready", NULL}, {"execute_start", start}, {"execute_end", end}};
+    bool seen[sizeof rows / sizeof *rows] = {0};
+    proc_start(&p, (const char *[]){"--model", fixture_tiny, "--port", "0", NULL}, NULL);
+    proc_ready(&p);
+    ck_assert_int_eq(http_request(p.port, "POST", "/execute", "{\"job_id\":\"a\",\"prompt\":\"b\",\"max_tokens\":2}", NULL), 200);
+    proc_signal(&p, SIGTERM);
+    ck_assert_int_eq(proc_wait(&p, PROC_WAIT_MS), 0);
+    for (const char *line = proc_log(&p); *line != 0; line = strchr(line, '\n') + 1) {
+        json_t *event = json_loadb(line, strcspn(line, "\n"), 0, NULL);
+        ck_assert_msg(event != NULL, "not JSON: %s", line);
+        for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+            if (strcmp(text_of(event, "event"), rows[i].event) != 0)
+                continue;
+            seen[i] = true;
+            for (const char *const *f = common; *f != NULL; f++)
+                ck_assert_msg(json_object_get(event, *f) != NULL, "no %s: %s", *f, line);
+            for (const char *const *f = rows[i].own; f != NULL && *f != NULL; f++)
+                ck_assert_msg(json_object_get(event, *f) != NULL, "no %s: %s", *f, line);
+        }
+        json_decref(event);
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        ck_assert_msg(seen[i], "no %s: %s", rows[i].event, p.log);
 }
 END_TEST
 
@@ -349,7 +398,9 @@ int main(void)
     tcase_add_test(t, no_address_is_71);
     tcase_add_test(t, help_and_version);
     tcase_add_test(t, check_prints_the_plan);
+    tcase_add_test(t, check_tells_of_a_lowered_context);
     tcase_add_test(t, ready_and_its_facts);
+    tcase_add_test(t, log_events_have_their_fields);
     tcase_add_test(t, names_are_made_when_not_given);
     tcase_add_test(t, health_while_loading);
     tcase_add_test(t, under_systemd);
