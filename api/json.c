@@ -29,7 +29,7 @@ static size_t count_values(const char *s, size_t n)
     return count;
 }
 
-/* Rewrites the number that ends at `end`, too large for its type, as one that parses: an integer as the double nearest to it,
+/* Rewrites the number that ends at `end`, too large for its type, as one that parses: an integer as its first 15 digits,
  * so that a message names the value, the rest as 9e307. false when there is no room for it. */
 static bool shrink_number(char *text, size_t end)
 {
