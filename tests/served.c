@@ -104,7 +104,7 @@ void served_check(struct served *s, const char *title)
     buf_free(&again);
     uint64_t start = clock_ns();
     while (!at_rest(s)) {
-        ck_assert_msg(clock_ms_since(start) < 1000, "%s: %g running, %g waiting, %g of the KV cache, %d descriptors (%d)", title,
+        ck_assert_msg(clock_ms_since(start) < REST_MS, "%s: %g running, %g waiting, %g of the KV cache, %d descriptors (%d)", title,
                       served_metric(s, "inferd_requests_running"), served_metric(s, "inferd_requests_waiting"),
                       served_metric(s, "inferd_kv_cache_usage_ratio"), count_fds(s), s->n_fds);
         usleep(5000);

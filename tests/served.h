@@ -5,6 +5,17 @@
 #include "tests/fixture.h"
 #include "tests/proc.h"
 
+/* Time limits hold on a machine that also does other things; under a sanitizer they are this many times as long. */
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+enum { SLOWNESS = 10 };
+#else
+enum { SLOWNESS = 1 };
+#endif
+enum {
+    NOTICE_MS = 300 * SLOWNESS,    /* 100 are promised; it is a few on an idle machine */
+    REST_MS = 1000 * SLOWNESS,
+};
+
 struct served {
     struct proc p;
     int port;

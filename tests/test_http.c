@@ -53,7 +53,7 @@ int main(void)
 {
     Suite *s = suite_create("http");
     TCase *t = tcase_create("cases");
-    tcase_set_timeout(t, 60);
+    tcase_set_timeout(t, 60 * SLOWNESS);
     tcase_add_unchecked_fixture(t, start, stop);
     tcase_add_test(t, framing);
     tcase_add_test(t, routes);

@@ -14,12 +14,8 @@
 
 static struct served w;
 
-#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
-/* Freed memory is kept for a while, shadows are added, and everything takes its time. */
-enum { PARSE_KB = 1024 * 1024, IDLE_BYTES = 1024 * 1024, TIMEOUT_S = 300 };
-#else
-enum { PARSE_KB = 80 * 1024, IDLE_BYTES = 16 * 1024, TIMEOUT_S = 30 };
-#endif
+/* A sanitizer keeps freed memory for a while and adds its shadows. */
+enum { PARSE_KB = 80 * 1024 * SLOWNESS, IDLE_BYTES = 16 * 1024 * SLOWNESS };
 
 static void start(const char *model, const char *const args[], const struct proc_options *o)
 {
@@ -266,7 +262,6 @@ enum {
     LEAVE_CLOSE,
     LEAVE_RESET,
     LEAVE_N,
-    NOTICE_MS = 300    /* 100 are promised; it is a few on an idle machine, and the one that runs tests is not idle */
 };
 
 static void leave(struct sse *s, int how)
@@ -290,7 +285,7 @@ START_TEST(D04_D05_leaving)
         ck_assert(served_wait(&w, "inferd_requests_running", 1, 3000));
         leave(&s, how);
         ck_assert_msg(served_wait(&w, "worker_requests_total{outcome=\"cancelled\"}", ++done, NOTICE_MS), "prefill, %d", how);
-        ck_assert(served_wait(&w, "inferd_requests_running", 0, 1000));
+        ck_assert(served_wait(&w, "inferd_requests_running", 0, REST_MS));
 
         for (int i = 0; i < 4; i++) {
             snprintf(json, sizeof json, "{\"job_id\":\"busy%d\",\"prompt\":\"x\",\"max_tokens\":1000,\"ignore_eos\":true}", i);
@@ -298,10 +293,10 @@ START_TEST(D04_D05_leaving)
             ck_assert_ptr_nonnull(sse_next(&busy[i], 5000));
         }
         sse_open(&s, w.port, "{\"job_id\":\"queued\",\"prompt\":\"x\",\"max_tokens\":9}");
-        ck_assert(served_wait(&w, "inferd_requests_waiting", 1, 1000));
+        ck_assert(served_wait(&w, "inferd_requests_waiting", 1, REST_MS));
         leave(&s, how);
         ck_assert_msg(served_wait(&w, "worker_requests_total{outcome=\"cancelled\"}", ++done, NOTICE_MS), "queue, %d", how);
-        ck_assert(served_wait(&w, "inferd_requests_waiting", 0, 1000));
+        ck_assert(served_wait(&w, "inferd_requests_waiting", 0, REST_MS));
         for (int i = 0; i < 4; i++)
             leave(&busy[i], how);
         ck_assert_msg(served_wait(&w, "worker_requests_total{outcome=\"cancelled\"}", done + 4, NOTICE_MS), "decode, %d", how);
@@ -486,8 +481,10 @@ START_TEST(draining)
     struct sse s;
     struct client c;
     struct answer a;
-    char v[32];
-    sse_open(&s, w.port, "{\"job_id\":\"last\",\"prompt\":\"x\",\"max_tokens\":60,\"ignore_eos\":true}");
+    char v[32], json[128];
+    enum { TOKENS = 60 / SLOWNESS };
+    snprintf(json, sizeof json, "{\"job_id\":\"last\",\"prompt\":\"x\",\"max_tokens\":%d,\"ignore_eos\":true}", TOKENS);
+    sse_open(&s, w.port, json);
     ck_assert_ptr_nonnull(sse_next(&s, 5000));
     ck_assert(client_open(&c, w.port));
     proc_signal(&w.p, SIGTERM);
@@ -503,7 +500,7 @@ START_TEST(draining)
     answer_free(&a);
     client_close(&c);
     ck_assert_str_eq(sse_finish(&s)->name, "end");
-    ck_assert_int_eq(s.n_tokens, 60);
+    ck_assert_int_eq(s.n_tokens, TOKENS);
     sse_close(&s);
     ck_assert_int_eq(proc_wait(&w.p, 3000), 0);
 }
@@ -512,7 +509,7 @@ END_TEST
 static TCase *add(Suite *s, const char *name, void (*setup)(void), const TTest *const tests[])
 {
     TCase *t = tcase_create(name);
-    tcase_set_timeout(t, TIMEOUT_S);
+    tcase_set_timeout(t, 30 * SLOWNESS);
     tcase_add_checked_fixture(t, setup, stop);
     for (; *tests != NULL; tests++)
         tcase_add_test(t, *tests);
