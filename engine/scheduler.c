@@ -8,6 +8,9 @@
 /* Prompt rows come in fours: the width of the devices' smallest tile. */
 enum { ROW_QUANTUM = 4, FIRST_ROWS = 32, FIRST_ROWS_BESIDE_DECODE = 16, MAX_RETRY_S = 600 };
 
+/* sched_measure: steps with prompts and decode rows until decode_s counts as old; prompt rows that tell row_s well. */
+enum { MIXED_STEPS = 8, TRUSTED_ROWS = 32 };
+
 /* A step with decoding neighbours may take this many times what it takes without prompt rows. */
 #define STRETCH 3.0
 /* No step shall take longer: it bounds how long an arrival, a freed page or a sign of life waits. */
@@ -316,15 +319,40 @@ bool sched_choose(struct sched *s)
     return s->step.n_rows > 0;
 }
 
+/* A running average that one hiccup of the machine cannot throw off. */
+static void track(double *mean, double sample, double weight)
+{
+    double low = *mean / 2, high = *mean * 2;
+    sample = sample > low ? sample : low;
+    *mean += weight * ((sample < high ? sample : high) - *mean);
+}
+
+/* A step is taken to cost decode_s and row_s for each prompt row. Steps without prompts show decode_s; the rest of others
+ * shows row_s, the better the more rows they have. When decode_s is old, nobody knows which of the two has changed: then
+ * both are scaled, so that a machine that slows down as a whole leaves the number of rows as it was. */
 void sched_measure(struct sched *s, double seconds)
 {
     struct pace *p = &s->pace;
-    int n_prompt = s->step.n_rows - s->step.n_decode;
-    if (n_prompt == 0)
-        average(&p->decode_s, seconds);
-    else if (n_prompt >= ROW_QUANTUM) {
-        /* a step costs something before its first prompt row: about what decode rows alone take */
-        double extra = seconds - p->decode_s;
-        average(&p->row_s, (extra > seconds / 10 ? extra : seconds / 10) / n_prompt);
+    int n_decode = s->step.n_decode, n_prompt = s->step.n_rows - n_decode;
+    if (n_prompt == 0) {
+        p->mixed_steps = 0;
+        if (p->decode_s > 0)
+            track(&p->decode_s, seconds, EWMA);
+        else
+            p->decode_s = seconds;
+        return;
+    }
+    if (n_prompt < ROW_QUANTUM)
+        return;
+    double extra = seconds - p->decode_s > seconds / 10 ? seconds - p->decode_s : seconds / 10;
+    if (p->row_s <= 0) {
+        p->row_s = extra / n_prompt;
+    } else if (n_decode > 0 && p->decode_s > 0 && p->mixed_steps++ >= MIXED_STEPS) {
+        double scale = 1, now = seconds / (p->decode_s + p->row_s * n_prompt);
+        track(&scale, now, EWMA);
+        p->decode_s *= scale;
+        p->row_s *= scale;
+    } else {
+        track(&p->row_s, extra / n_prompt, n_prompt < TRUSTED_ROWS ? EWMA * n_prompt / TRUSTED_ROWS : EWMA);
     }
 }

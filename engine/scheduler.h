@@ -23,6 +23,7 @@ struct pace {
     double decode_s;            /* a step of decode rows alone */
     double row_s;               /* a prompt row more in a step */
     double service_s;           /* a request from start to end */
+    int mixed_steps;            /* with prompt and decode rows, since decode_s was measured */
 };
 
 struct sched {

@@ -315,11 +315,18 @@ START_TEST(test_prompt_rows_fill_the_time_that_neighbours_allow)
     }
     ck_assert_int_eq(last, 40); /* 10 + 40 * 0.49 < 3 * 10 ms */
     g[2] = admitted(&s, 250, GEN_INTERACTIVE);
+    double ratio = s.pace.decode_s / s.pace.row_s;
+    for (int i = 0; i < 4; i++) { /* everything becomes ten times slower: the same number of rows */
+        ck_assert(sched_choose(&s));
+        computed(&s, 10 * (0.010 + 0.00049 * (s.step.n_rows - s.step.n_decode)));
+        ck_assert_double_gt(s.pace.decode_s / s.pace.row_s, ratio / 2);
+    }
     gen_release(g[0]);
     gen_release(g[1]);
     sched_reap(&s, true);
+    s.pace.row_s = 0.001;
     ck_assert(sched_choose(&s));
-    ck_assert_int_eq(s.step.n_rows, 250); /* nobody decodes, and it takes less than half a second */
+    ck_assert_int_eq(s.step.n_rows, gen_todo(g[2])); /* nobody decodes, and it takes less than half a second */
     s.pace.row_s = 0.01;
     ck_assert(sched_choose(&s));
     ck_assert_int_eq(s.step.n_rows, 48);
