@@ -1,5 +1,6 @@
-/* Two threads. The engine thread owns the adapter and runs the steps. The watch thread ends what is past its deadline, on
- * time whatever the step takes; it does so as a client's cancel does, and touches nothing else. */
+/* Two threads. The engine thread owns the adapter and runs the steps. The watch thread ends what is
+ * past its deadline, on time whatever the step takes; it does so as a client's cancel does, and
+ * touches nothing else. */
 #include "engine/engine.h"
 #include "base/clock.h"
 #include "base/mem.h"
@@ -11,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { IDLE_MS = 100 };    /* between two signs of life when there is nothing to do */
+enum { IDLE_MS = 100 }; /* between two signs of life when there is nothing to do */
 
 struct counters {
     atomic_int running, queued, pages_used, last_batch;
@@ -20,18 +21,18 @@ struct counters {
 
 struct engine {
     struct engine_options o;
-    struct adapter *adapter;       /* the engine thread's; its facts are constant */
-    struct sampler *sampler;       /* the engine thread's */
+    struct adapter *adapter; /* the engine thread's; its facts are constant */
+    struct sampler *sampler; /* the engine thread's */
     pthread_t thread, watch_thread;
     bool has_thread, has_watch;
     struct counters n;
     atomic_bool failed;
 
-    pthread_mutex_t mu;            /* guards all below; but s.step and s.pace are the engine thread's */
-    pthread_cond_t work;           /* wakes the engine thread: a request, or closing */
-    pthread_cond_t watch;          /* wakes the watch thread: an earlier deadline, or closing */
+    pthread_mutex_t mu;   /* guards all below; but s.step and s.pace are the engine thread's */
+    pthread_cond_t work;  /* wakes the engine thread: a request, or closing */
+    pthread_cond_t watch; /* wakes the watch thread: an earlier deadline, or closing */
     struct sched s;
-    uint64_t watch_until;          /* what the watch thread sleeps until */
+    uint64_t watch_until; /* what the watch thread sleeps until */
     bool draining, closing;
     struct err failure;
 };
@@ -233,9 +234,11 @@ static bool is_new(const struct gen *g, const void *arg)
 /* Tells those that were admitted that they run. Takes and gives back the lock around each. */
 static void begin_new(struct engine *e)
 {
-    for (struct gen *g = sched_find(&e->s, is_new, NULL); g != NULL; g = sched_find(&e->s, is_new, NULL)) {
+    for (struct gen *g = sched_find(&e->s, is_new, NULL); g != NULL;
+         g = sched_find(&e->s, is_new, NULL)) {
         g->begun = true;
-        uint64_t limit_ns = e->o.inference_timeout_s > 0 ? (uint64_t)(e->o.inference_timeout_s * 1e9) : 0;
+        uint64_t limit_ns =
+            e->o.inference_timeout_s > 0 ? (uint64_t)(e->o.inference_timeout_s * 1e9) : 0;
         uint64_t end_ns = limit_ns > 0 ? clock_ns() + limit_ns : UINT64_MAX;
         if (end_ns < g->deadline_ns) {
             g->deadline_ns = end_ns;
@@ -396,14 +399,16 @@ static bool submit(struct engine *e, struct gen *g, int *retry_after_s, struct e
     return true;
 }
 
-struct gen *engine_submit(struct engine *e, const struct gen_request *r, int *retry_after_s, struct err *err)
+struct gen *engine_submit(struct engine *e, const struct gen_request *r, int *retry_after_s,
+                          struct err *err)
 {
     int unused;
     if (e == NULL) {
         err_set(err, ERR_NOT_READY, "MODEL_NOT_LOADED: no model is loaded");
         return NULL;
     }
-    struct gen *g = gen_new(r, adapter_n_ctx(e->adapter), adapter_vocab_size(e->adapter), e->o.ring_events, err);
+    struct gen *g = gen_new(r, adapter_n_ctx(e->adapter), adapter_vocab_size(e->adapter),
+                            e->o.ring_events, err);
     if (g == NULL)
         return NULL;
     pthread_mutex_lock(&e->mu);

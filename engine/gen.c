@@ -20,7 +20,8 @@ static bool check_ids(const char *what, const int32_t *ids, int n, int n_vocab, 
 {
     for (int i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= n_vocab)
-            return err_set(err, ERR_INVALID, "%s[%d] is token %d, allowed 0 to %d", what, i, ids[i], n_vocab - 1);
+            return err_set(err, ERR_INVALID, "%s[%d] is token %d, allowed 0 to %d", what, i, ids[i],
+                           n_vocab - 1);
     return true;
 }
 
@@ -33,11 +34,14 @@ static bool check_request(const struct gen_request *r, int n_ctx, int n_vocab, s
     if (r->n_resume < 0 || r->n_stop_tokens < 0 || r->sample.n_bias < 0)
         return err_set(err, ERR_INVALID, "negative count of resumed tokens, stop tokens or biases");
     if (r->n_logprobs > MAX_LOGPROBS)
-        return err_set(err, ERR_INVALID, "logprobs is %d, allowed 0 to %d", r->n_logprobs, MAX_LOGPROBS);
+        return err_set(err, ERR_INVALID, "logprobs is %d, allowed 0 to %d", r->n_logprobs,
+                       MAX_LOGPROBS);
     if (r->n_prompt > n_ctx)
-        return err_set(err, ERR_CONTEXT, "prompt of %d tokens, the context is %d tokens", r->n_prompt, n_ctx);
+        return err_set(err, ERR_CONTEXT, "prompt of %d tokens, the context is %d tokens",
+                       r->n_prompt, n_ctx);
     if (r->n_resume > n_ctx - r->n_prompt + 1)
-        return err_set(err, ERR_CONTEXT, "prompt of %d and resumed output of %d tokens, the context is %d tokens",
+        return err_set(err, ERR_CONTEXT,
+                       "prompt of %d and resumed output of %d tokens, the context is %d tokens",
                        r->n_prompt, r->n_resume, n_ctx);
     return check_ids("prompt", r->prompt, r->n_prompt, n_vocab, err) &&
            check_ids("resume", r->resume, r->n_resume, n_vocab, err);
@@ -59,16 +63,20 @@ static const void *carve_copy(char *base, size_t *used, const void *src, size_t 
     return n > 0 ? p : NULL;
 }
 
-/* One allocation holds the gen and all it points to. The counts are bounded by the context, the size of a request's body
- * and the ring, so that their sum cannot overflow. */
-static size_t lay_out(struct gen *g, char *base, const struct gen_request *r, int max_out, int ring_size)
+/* One allocation holds the gen and all it points to. The counts are bounded by the context, the
+ * size of a request's body and the ring, so that their sum cannot overflow. */
+static size_t lay_out(struct gen *g, char *base, const struct gen_request *r, int max_out,
+                      int ring_size)
 {
-    size_t used = 0, n_top = r->n_logprobs > 0 ? (size_t)r->n_logprobs : 0, ring = (size_t)ring_size;
+    size_t used = 0, n_top = r->n_logprobs > 0 ? (size_t)r->n_logprobs : 0,
+           ring = (size_t)ring_size;
     size_t n_out = (size_t)(max_out > r->n_resume ? max_out : r->n_resume);
     carve(base, &used, 1, sizeof *g);
     int32_t *history = carve(base, &used, (size_t)r->n_prompt + n_out, sizeof *history);
-    const int32_t *stop = carve_copy(base, &used, r->stop_tokens, (size_t)r->n_stop_tokens, sizeof *stop);
-    const struct logit_bias *bias = carve_copy(base, &used, r->sample.bias, (size_t)r->sample.n_bias, sizeof *bias);
+    const int32_t *stop =
+        carve_copy(base, &used, r->stop_tokens, (size_t)r->n_stop_tokens, sizeof *stop);
+    const struct logit_bias *bias =
+        carve_copy(base, &used, r->sample.bias, (size_t)r->sample.n_bias, sizeof *bias);
     struct gen_piece *pieces = carve(base, &used, ring, sizeof *pieces);
     struct token_logprob *tops = carve(base, &used, ring * n_top, sizeof *tops);
     const char *key = carve_copy(base, &used, r->key, r->key == NULL ? 0 : strlen(r->key) + 1, 1);
@@ -97,7 +105,8 @@ static void init_locks(struct gen *g)
     pthread_mutex_init(&g->mu, NULL);
 }
 
-struct gen *gen_new(const struct gen_request *r, int n_ctx, int n_vocab, int ring_events, struct err *err)
+struct gen *gen_new(const struct gen_request *r, int n_ctx, int n_vocab, int ring_events,
+                    struct err *err)
 {
     if (!check_request(r, n_ctx, n_vocab, err))
         return NULL;
@@ -189,7 +198,8 @@ bool gen_put_token(struct gen *g, struct gen_piece piece, const struct token_log
     int at = (g->ring_first + g->ring_n++) % g->ring_size;
     g->ring[at] = piece;
     if (piece.n_top > 0)
-        memcpy(g->ring_top + (size_t)at * (size_t)g->n_logprobs, top, (size_t)piece.n_top * sizeof *top);
+        memcpy(g->ring_top + (size_t)at * (size_t)g->n_logprobs, top,
+               (size_t)piece.n_top * sizeof *top);
     g->last_ns = clock_ns();
     if (g->tokens_out++ == 0)
         g->first_ns = g->last_ns;
@@ -307,7 +317,8 @@ void gen_stats_get(const struct gen *g, struct gen_stats *out)
         .prompt_tokens = g->n_prompt,
         .tokens_out = g->tokens_out,
         .queue_ms = ms_between(g->submit_ns, g->start_ns != 0 ? g->start_ns : now),
-        .prefill_ms = g->start_ns == 0 ? 0 : ms_between(g->start_ns, g->first_ns != 0 ? g->first_ns : now),
+        .prefill_ms =
+            g->start_ns == 0 ? 0 : ms_between(g->start_ns, g->first_ns != 0 ? g->first_ns : now),
         .decode_ms = ms_between(g->first_ns, g->last_ns),
     };
     pthread_mutex_unlock(mu);

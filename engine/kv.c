@@ -11,7 +11,8 @@ bool kv_init(struct kv *kv, struct adapter *a, struct err *err)
     kv->seq = mem_alloc((size_t)kv->n_seqs, sizeof *kv->seq);
     if (kv->free == NULL || kv->seq == NULL) {
         kv_free(kv);
-        return err_set(err, ERR_OOM, "no memory for the lists of %d KV pages and %d sequences", kv->n_pages, kv->n_seqs);
+        return err_set(err, ERR_OOM, "no memory for the lists of %d KV pages and %d sequences",
+                       kv->n_pages, kv->n_seqs);
     }
     kv->n_free = kv->n_pages;
     for (int i = 0; i < kv->n_pages; i++)

@@ -1,6 +1,7 @@
-/* The stages edit a list of candidates: first the whole vocabulary (id = index), then what a stage left of it, in order of
- * id. Nothing is ever sorted as a whole: top-k and top-p find the last token that stays (its value and its place among
- * equals) by a radix search over the values' bits, in candidates that chunk maxima have thinned out before. */
+/* The stages edit a list of candidates: first the whole vocabulary (id = index), then what a stage
+ * left of it, in order of id. Nothing is ever sorted as a whole: top-k and top-p find the last
+ * token that stays (its value and its place among equals) by a radix search over the values' bits,
+ * in candidates that chunk maxima have thinned out before. */
 #include "engine/sampler.h"
 #include "base/mem.h"
 #include "engine/weigh.h"
@@ -14,17 +15,17 @@ struct sampler {
     int n_vocab, max_chunks;
     /* candidates: n, padded to whole chunks with -infinity */
     int n;
-    float *v;                   /* values */
-    float *e;                   /* exponentials, once weighed */
-    int32_t *id;                /* unused while `whole` */
+    float *v;    /* values */
+    float *e;    /* exponentials, once weighed */
+    int32_t *id; /* unused while `whole` */
     bool whole, weighed;
     float max;
-    float *chunk_max;           /* (max_chunks), of the whole vocabulary */
-    uint64_t *chunk_sum;        /* (max_chunks), once weighed */
+    float *chunk_max;    /* (max_chunks), of the whole vocabulary */
+    uint64_t *chunk_sum; /* (max_chunks), once weighed */
     /* scratch */
-    uint32_t *key;              /* (n_vocab) */
-    int32_t *live;              /* (n_vocab) */
-    uint32_t *count;            /* (n_vocab), zero between calls */
+    uint32_t *key;   /* (n_vocab) */
+    int32_t *live;   /* (n_vocab) */
+    uint32_t *count; /* (n_vocab), zero between calls */
     uint64_t hist[1 << RADIX_BITS];
 };
 
@@ -45,8 +46,8 @@ struct sampler *sampler_new(int n_vocab)
     s->count = mem_alloc(padded, sizeof *s->count);
     s->chunk_max = mem_alloc((size_t)s->max_chunks, sizeof *s->chunk_max);
     s->chunk_sum = mem_alloc((size_t)s->max_chunks, sizeof *s->chunk_sum);
-    if (s->v == NULL || s->e == NULL || s->id == NULL || s->key == NULL || s->live == NULL || s->count == NULL ||
-        s->chunk_max == NULL || s->chunk_sum == NULL)
+    if (s->v == NULL || s->e == NULL || s->id == NULL || s->key == NULL || s->live == NULL ||
+        s->count == NULL || s->chunk_max == NULL || s->chunk_sum == NULL)
         goto fail;
     return s;
 fail:
@@ -105,7 +106,8 @@ static uint64_t total_of(const struct sampler *s)
     return total;
 }
 
-/* Weighs the candidates, or only sums anew when they are weighed; weights below floor count as 0. */
+/* Weighs the candidates, or only sums anew when they are weighed; weights below floor count as 0.
+ */
 static uint64_t weigh(struct sampler *s, float temperature, int64_t floor)
 {
     if (s->weighed)
@@ -159,7 +161,7 @@ static uint32_t order_key(float v)
 
 struct cut {
     uint32_t key;
-    int last;                   /* index of the last that stays among those with this key */
+    int last; /* index of the last that stays among those with this key */
 };
 
 static uint64_t unit_weight(const float *e, int i)
@@ -167,9 +169,10 @@ static uint64_t unit_weight(const float *e, int i)
     return e == NULL ? 1 : (uint64_t)weigh_fixed(e[i]);
 }
 
-/* The end of the shortest prefix of v[0..n), largest first and lower index first among equals, whose weights (those of e,
- * or 1 each when e is NULL) sum to at least need; 1 <= need <= the sum of all. A radix search from the top: each round
- * spreads the keys in [lo, hi] over the buckets and goes on in the one where the sum is reached. */
+/* The end of the shortest prefix of v[0..n), largest first and lower index first among equals,
+ * whose weights (those of e, or 1 each when e is NULL) sum to at least need; 1 <= need <= the sum
+ * of all. A radix search from the top: each round spreads the keys in [lo, hi] over the buckets and
+ * goes on in the one where the sum is reached. */
 static struct cut find_cut(struct sampler *s, const float *v, const float *e, int n, uint64_t need)
 {
     uint32_t lo = UINT32_MAX, hi = 0;
@@ -223,7 +226,8 @@ static void keep_prefix(struct sampler *s, struct cut cut)
 
 static void keep_top(struct sampler *s, int k)
 {
-    if (k < s->max_chunks) { /* the k-th largest chunk maximum bounds the k-th largest value from below */
+    if (k < s->max_chunks) { /* the k-th largest chunk maximum bounds the k-th largest value from
+                                below */
         struct cut c = find_cut(s, s->chunk_max, NULL, s->max_chunks, (uint64_t)k);
         keep_above(s, s->chunk_max[c.last]);
     }
@@ -256,7 +260,8 @@ static void apply_penalties(struct sampler *s, const struct sample_in *in)
     if (p->repetition_penalty == 1 && p->frequency_penalty == 0 && p->presence_penalty == 0)
         return;
     int n_seen = 0;
-    for (int i = 0; i < in->n_history; i++) { /* count: bit 0 = seen, the rest = times in the output */
+    for (int i = 0; i < in->n_history;
+         i++) { /* count: bit 0 = seen, the rest = times in the output */
         int32_t t = in->history[i];
         if (!in_vocab(s, t))
             continue;
@@ -351,7 +356,8 @@ static void philox_round(uint32_t c[4], const uint32_t k[2])
     c[3] = (uint32_t)a;
 }
 
-/* Philox4x32-10 (Salmon et al., 2011): any position of any seed's sequence in the same few steps. */
+/* Philox4x32-10 (Salmon et al., 2011): any position of any seed's sequence in the same few steps.
+ */
 static uint64_t random_bits(uint64_t seed, uint64_t position)
 {
     uint32_t c[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0};
@@ -364,7 +370,8 @@ static uint64_t random_bits(uint64_t seed, uint64_t position)
     return (uint64_t)c[0] << 32 | c[1];
 }
 
-static int32_t draw(const struct sampler *s, const struct sample_in *in, uint64_t total, int64_t floor)
+static int32_t draw(const struct sampler *s, const struct sample_in *in, uint64_t total,
+                    int64_t floor)
 {
     uint64_t u = random_bits(in->params->seed, in->position);
     uint64_t r = (uint64_t)((unsigned __int128)total * u >> 64);
@@ -463,7 +470,8 @@ int sampler_top_logprobs(struct sampler *s, const float *logits, int k, struct t
     keep_top(s, k);
     for (int i = 0; i < s->n; i++)
         out[i] = (struct token_logprob){id_at(s, i), s->v[i]};
-    qsort(out, (size_t)s->n, sizeof *out, by_value); /* by logit: different ones may have equal log-probabilities */
+    qsort(out, (size_t)s->n, sizeof *out,
+          by_value); /* by logit: different ones may have equal log-probabilities */
     for (int i = 0; i < s->n; i++)
         out[i].logprob = logprob_of(s, out[i].logprob, log_total);
     return s->n;

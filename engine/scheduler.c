@@ -8,16 +8,19 @@
 /* Prompt rows come in fours: the width of the devices' smallest tile. */
 enum { ROW_QUANTUM = 4, FIRST_ROWS = 32, FIRST_ROWS_BESIDE_DECODE = 16, MAX_RETRY_S = 600 };
 
-/* sched_measure: steps with prompts and decode rows until decode_s counts as old; prompt rows that tell row_s well. */
+/* sched_measure: steps with prompts and decode rows until decode_s counts as old; prompt rows that
+ * tell row_s well. */
 enum { MIXED_STEPS = 8, TRUSTED_ROWS = 32 };
 
 /* A step with decoding neighbours may take this many times what it takes without prompt rows. */
 #define STRETCH 3.0
-/* No step shall take longer: it bounds how long an arrival, a freed page or a sign of life waits. */
+/* No step shall take longer: it bounds how long an arrival, a freed page or a sign of life waits.
+ */
 #define MAX_STEP_S 0.5
 #define EWMA 0.2
 
-bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_per_key, struct err *err)
+bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_per_key,
+                struct err *err)
 {
     *s = (struct sched){
         .max_seqs = adapter_max_seqs(a),
@@ -31,9 +34,11 @@ bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_
     s->prompts = mem_alloc(seqs, sizeof *s->prompts);
     s->step.members = mem_alloc(seqs, sizeof *s->step.members);
     s->step.rows = mem_alloc((size_t)s->max_rows, sizeof *s->step.rows);
-    if (s->running == NULL || s->prompts == NULL || s->step.members == NULL || s->step.rows == NULL) {
+    if (s->running == NULL || s->prompts == NULL || s->step.members == NULL ||
+        s->step.rows == NULL) {
         sched_free(s);
-        return err_set(err, ERR_OOM, "no memory for a step of %d rows of %d sequences", s->max_rows, s->max_seqs);
+        return err_set(err, ERR_OOM, "no memory for a step of %d rows of %d sequences", s->max_rows,
+                       s->max_seqs);
     }
     if (kv_init(&s->kv, a, err))
         return true;
@@ -100,10 +105,12 @@ static int jobs_of(const struct sched *s, const struct gen *of)
     return n;
 }
 
-/* Who is admitted next. With a limit per key the keys share: the one with the fewest running jobs comes first. */
+/* Who is admitted next. With a limit per key the keys share: the one with the fewest running jobs
+ * comes first. */
 static struct gen *next_in_queue(const struct sched *s)
 {
-    struct gen *first = s->queue[GEN_INTERACTIVE] != NULL ? s->queue[GEN_INTERACTIVE] : s->queue[GEN_BATCH];
+    struct gen *first =
+        s->queue[GEN_INTERACTIVE] != NULL ? s->queue[GEN_INTERACTIVE] : s->queue[GEN_BATCH];
     if (first == NULL || s->max_jobs_per_key <= 0)
         return first;
     struct gen *best = first;
@@ -143,13 +150,14 @@ bool sched_submit(struct sched *s, struct gen *g, int *retry_after_s, struct err
 {
     g->n_pages = kv_pages_for(g->n_prompt + g->max_out - 1);
     if (g->n_pages > s->kv.n_pages)
-        return err_set(err, ERR_OOM, "the request may need %d KV pages, the cache has %d", g->n_pages, s->kv.n_pages);
+        return err_set(err, ERR_OOM, "the request may need %d KV pages, the cache has %d",
+                       g->n_pages, s->kv.n_pages);
     sched_reap(s, false);
     int n_jobs = s->max_jobs_per_key > 0 && g->key != NULL ? jobs_of(s, g) : 0;
     if (n_jobs > 0 && n_jobs >= s->max_jobs_per_key) {
         *retry_after_s = retry_after(s, 1, n_jobs);
-        return err_set(err, ERR_BUSY, "%d requests of this key are running or waiting, allowed %d", n_jobs,
-                       s->max_jobs_per_key);
+        return err_set(err, ERR_BUSY, "%d requests of this key are running or waiting, allowed %d",
+                       n_jobs, s->max_jobs_per_key);
     }
     append(s, g);
     sched_admit(s);
@@ -189,7 +197,8 @@ void sched_reap(struct sched *s, bool running)
             drop_running(s, s->running[i]);
 }
 
-struct gen *sched_find(const struct sched *s, bool (*match)(const struct gen *g, const void *arg), const void *arg)
+struct gen *sched_find(const struct sched *s, bool (*match)(const struct gen *g, const void *arg),
+                       const void *arg)
 {
     for (int i = 0; i < s->max_seqs; i++)
         if (s->running[i] != NULL && match(s->running[i], arg))
@@ -272,8 +281,8 @@ static int share(const struct gen *g, int rows)
     return gen_todo(g) <= rows ? gen_todo(g) : rows - rows % ROW_QUANTUM;
 }
 
-/* Short prompts first, so that one long prompt does not hold up everybody's first token; but half of the rows go to the
- * oldest, so that it ends. */
+/* Short prompts first, so that one long prompt does not hold up everybody's first token; but half
+ * of the rows go to the oldest, so that it ends. */
 static void add_prompts(struct sched *s, int n)
 {
     int budget = prompt_budget(s), ahead = 0;
@@ -327,9 +336,10 @@ static void track(double *mean, double sample, double weight)
     *mean += weight * ((sample < high ? sample : high) - *mean);
 }
 
-/* A step is taken to cost decode_s and row_s for each prompt row. Steps without prompts show decode_s; the rest of others
- * shows row_s, the better the more rows they have. When decode_s is old, nobody knows which of the two has changed: then
- * both are scaled, so that a machine that slows down as a whole leaves the number of rows as it was. */
+/* A step is taken to cost decode_s and row_s for each prompt row. Steps without prompts show
+ * decode_s; the rest of others shows row_s, the better the more rows they have. When decode_s is
+ * old, nobody knows which of the two has changed: then both are scaled, so that a machine that
+ * slows down as a whole leaves the number of rows as it was. */
 void sched_measure(struct sched *s, double seconds)
 {
     struct pace *p = &s->pace;
@@ -353,6 +363,7 @@ void sched_measure(struct sched *s, double seconds)
         p->decode_s *= scale;
         p->row_s *= scale;
     } else {
-        track(&p->row_s, extra / n_prompt, n_prompt < TRUSTED_ROWS ? EWMA * n_prompt / TRUSTED_ROWS : EWMA);
+        track(&p->row_s, extra / n_prompt,
+              n_prompt < TRUSTED_ROWS ? EWMA * n_prompt / TRUSTED_ROWS : EWMA);
     }
 }

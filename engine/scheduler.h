@@ -1,61 +1,66 @@
-/* The scheduler: who waits, who runs, and which rows the next step holds. Pure bookkeeping: it computes nothing, takes no
- * lock and knows no thread; the engine's lock guards it. What it decides changes speed, never bytes. */
+/* The scheduler: who waits, who runs, and which rows the next step holds. Pure bookkeeping: it
+ * computes nothing, takes no lock and knows no thread; the engine's lock guards it. What it decides
+ * changes speed, never bytes. */
 #ifndef ENGINE_SCHEDULER_H
 #define ENGINE_SCHEDULER_H
 
 #include "engine/gen.h"
 #include "engine/kv.h"
 
-struct member {                 /* the rows of one gen in a step */
+struct member { /* the rows of one gen in a step */
     struct gen *gen;
-    int n;                      /* rows: positions n_computed .. n_computed + n - 1 */
-    bool sample;                /* the last of them gives a token */
+    int n;       /* rows: positions n_computed .. n_computed + n - 1 */
+    bool sample; /* the last of them gives a token */
 };
 
 struct sched_step {
-    struct row *rows;           /* (max_rows) */
-    struct member *members;     /* (max_seqs) */
-    int n_rows, n_members, n_decode;    /* rows of prompts: n_rows - n_decode */
+    struct row *rows;                /* (max_rows) */
+    struct member *members;          /* (max_seqs) */
+    int n_rows, n_members, n_decode; /* rows of prompts: n_rows - n_decode */
 };
 
 /* Running averages of what rows cost, in seconds; 0 = not known yet. */
 struct pace {
-    double decode_s;            /* a step of decode rows alone */
-    double row_s;               /* a prompt row more in a step */
-    double service_s;           /* a request from start to end */
-    int mixed_steps;            /* with prompt and decode rows, since decode_s was measured */
+    double decode_s;  /* a step of decode rows alone */
+    double row_s;     /* a prompt row more in a step */
+    double service_s; /* a request from start to end */
+    int mixed_steps;  /* with prompt and decode rows, since decode_s was measured */
 };
 
 struct sched {
     struct kv kv;
     int max_seqs, max_rows, max_logits, max_queue, max_jobs_per_key;
-    struct gen **running;       /* (max_seqs), by sequence; NULL = free */
+    struct gen **running; /* (max_seqs), by sequence; NULL = free */
     int n_running, n_queued;
-    struct gen *queue[2];       /* by priority, first come first */
+    struct gen *queue[2]; /* by priority, first come first */
     uint64_t n_admitted;
-    int turn;                   /* the sequence whose decode row comes first */
+    int turn; /* the sequence whose decode row comes first */
     struct pace pace;
     struct sched_step step;
-    struct gen **prompts;       /* (max_seqs), scratch of sched_choose: gens with a prompt to compute */
+    struct gen **prompts; /* (max_seqs), scratch of sched_choose: gens with a prompt to compute */
 };
 
-bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_per_key, struct err *err);
-void sched_free(struct sched *s);    /* no gen may be left */
+bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_per_key,
+                struct err *err);
+void sched_free(struct sched *s); /* no gen may be left */
 
-/* Takes g over (the engine's reference) and admits it if it can. False: g is not taken. Errors: ERR_BUSY with
- * *retry_after_s, ERR_OOM when it never fits. */
+/* Takes g over (the engine's reference) and admits it if it can. False: g is not taken. Errors:
+ * ERR_BUSY with *retry_after_s, ERR_OOM when it never fits. */
 bool sched_submit(struct sched *s, struct gen *g, int *retry_after_s, struct err *err);
 
-/* Drops what has ended: in the queue; and with `running`, which only the engine thread may give between steps, there too. */
+/* Drops what has ended: in the queue; and with `running`, which only the engine thread may give
+ * between steps, there too. */
 void sched_reap(struct sched *s, bool running);
 /* Moves from the queue to free sequences. */
 void sched_admit(struct sched *s);
-/* Chooses the rows of the next step into s->step and covers them with pages. False: nothing to compute. */
+/* Chooses the rows of the next step into s->step and covers them with pages. False: nothing to
+ * compute. */
 bool sched_choose(struct sched *s);
 /* What s->step took. */
 void sched_measure(struct sched *s, double seconds);
 
 /* The first gen that match accepts, running or waiting; NULL = none. */
-struct gen *sched_find(const struct sched *s, bool (*match)(const struct gen *g, const void *arg), const void *arg);
+struct gen *sched_find(const struct sched *s, bool (*match)(const struct gen *g, const void *arg),
+                       const void *arg);
 
 #endif

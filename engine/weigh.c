@@ -1,5 +1,6 @@
-/* Loops with constant trip counts, so that the compiler makes vectors of them at -O2. It does so for conditional floating
- * point only when it may forget the exception flags, which nothing here reads; no value changes. */
+/* Loops with constant trip counts, so that the compiler makes vectors of them at -O2. It does so
+ * for conditional floating point only when it may forget the exception flags, which nothing here
+ * reads; no value changes. */
 #ifndef __clang__
 #pragma GCC optimize("no-trapping-math")
 #endif
@@ -48,8 +49,8 @@ BODY uint64_t sum_chunk(const float *restrict e, int64_t floor)
     return (uint64_t)sum;
 }
 
-BODY void weigh_body(const float *restrict v, int n_chunks, float max, float temperature, int64_t floor,
-                     float *restrict e, uint64_t *restrict sums)
+BODY void weigh_body(const float *restrict v, int n_chunks, float max, float temperature,
+                     int64_t floor, float *restrict e, uint64_t *restrict sums)
 {
     for (int c = 0; c < n_chunks; c++, v += WEIGH_CHUNK, e += WEIGH_CHUNK) {
         for (int j = 0; j < WEIGH_CHUNK; j++)
@@ -73,8 +74,9 @@ BODY void sum_body(const float *restrict e, int n_chunks, int64_t floor, uint64_
     {                                                                                              \
         maxima_body(v, n_chunks, chunk_max);                                                       \
     }                                                                                              \
-    attributes static void name##_weigh(const float *v, int n_chunks, float max, float temperature, \
-                                        int64_t floor, float *e, uint64_t *sums)                   \
+    attributes static void name##_weigh(const float *v, int n_chunks, float max,                   \
+                                        float temperature, int64_t floor, float *e,                \
+                                        uint64_t *sums)                                            \
     {                                                                                              \
         weigh_body(v, n_chunks, max, temperature, floor, e, sums);                                 \
     }                                                                                              \

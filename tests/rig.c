@@ -18,7 +18,7 @@ enum { ALL = -1, MAX_STEPS = 4096, WAIT_S = 60 };
 static struct {
     pthread_mutex_t mu;
     pthread_cond_t changed;
-    int passes;                 /* steps that may pass; ALL */
+    int passes; /* steps that may pass; ALL */
     bool held;
     enum err_code broken;
     int us_per_step, us_per_row, phases, n_steps;
@@ -156,7 +156,8 @@ void rig_open_adapter(struct rig *r, const struct rig_options *o)
     gate.phases = gate.n_steps = 0;
     pthread_mutex_unlock(&gate.mu);
     int n_ctx = o->n_ctx > 0 ? o->n_ctx : 256;
-    ck_assert_msg(tiny_preset(o->preset != NULL ? o->preset : "smollm2", o->type != NULL ? o->type : "Q4_0", &spec, &err),
+    ck_assert_msg(tiny_preset(o->preset != NULL ? o->preset : "smollm2",
+                              o->type != NULL ? o->type : "Q4_0", &spec, &err),
                   "%s", err.msg);
     spec.n_layer = o->n_layer > 0 ? o->n_layer : spec.n_layer;
     ck_assert_msg(tiny_image(&spec, &r->image, &err), "%s", err.msg);
@@ -256,7 +257,8 @@ static void wake(void *arg)
     sem_post(&rd->woken);
 }
 
-bool reader_submit(struct reader *rd, struct rig *r, struct gen_request *q, int *retry_after_s, struct err *err)
+bool reader_submit(struct reader *rd, struct rig *r, struct gen_request *q, int *retry_after_s,
+                   struct err *err)
 {
     memset(rd, 0, sizeof *rd);
     sem_init(&rd->woken, 0, 0);

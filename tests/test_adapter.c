@@ -1,5 +1,5 @@
-/* The adapter over tiny models of every family and weight type: one interface, the same bytes however the rows of a
- * sequence are cut into steps, and the plan of memory. */
+/* The adapter over tiny models of every family and weight type: one interface, the same bytes
+ * however the rows of a sequence are cut into steps, and the plan of memory. */
 #include "base/mem.h"
 #include "tests/rig.h"
 #include "tests/tiny.h"
@@ -22,7 +22,8 @@ static void own_pages(struct adapter *a, int seq, int n_pos)
         adapter_pages(a, seq)[i] = seq * per_seq + i;
 }
 
-/* Computes positions 0..n-1 of seqs sequences in steps of `chunk` rows of each; the logits of all rows of sequence 0. */
+/* Computes positions 0..n-1 of seqs sequences in steps of `chunk` rows of each; the logits of all
+ * rows of sequence 0. */
 static float *logits_of(struct adapter *a, int n, int chunk, int n_seqs)
 {
     float *all = malloc((size_t)n * N_VOCAB * sizeof *all);
@@ -44,11 +45,13 @@ static float *logits_of(struct adapter *a, int n, int chunk, int n_seqs)
     return all;
 }
 
-static void assert_equal_logits(float *got, const float *want, int n, const char *what, const char *preset, const char *type)
+static void assert_equal_logits(float *got, const float *want, int n, const char *what,
+                                const char *preset, const char *type)
 {
     for (size_t i = 0; i < (size_t)n * N_VOCAB; i++)
-        ck_assert_msg(memcmp(&got[i], &want[i], sizeof got[i]) == 0, "%s %s, %s: position %zu, token %zu: %a, expected %a",
-                      preset, type, what, i / N_VOCAB, i % N_VOCAB, (double)got[i], (double)want[i]);
+        ck_assert_msg(memcmp(&got[i], &want[i], sizeof got[i]) == 0,
+                      "%s %s, %s: position %zu, token %zu: %a, expected %a", preset, type, what,
+                      i / N_VOCAB, i % N_VOCAB, (double)got[i], (double)want[i]);
     free(got);
 }
 
@@ -56,7 +59,8 @@ static void assert_sane(const float *logits, int n, const char *preset, const ch
 {
     float low = logits[0], high = logits[0];
     for (size_t i = 0; i < (size_t)n * N_VOCAB; i++) {
-        ck_assert_msg(logits[i] > -1e4f && logits[i] < 1e4f, "%s %s: a logit is %g", preset, type, (double)logits[i]);
+        ck_assert_msg(logits[i] > -1e4f && logits[i] < 1e4f, "%s %s: a logit is %g", preset, type,
+                      (double)logits[i]);
         low = logits[i] < low ? logits[i] : low;
         high = logits[i] > high ? logits[i] : high;
     }
@@ -83,24 +87,30 @@ static void check_model(struct rig_options o, int n, int chunk, const struct way
         o.isa = ways[i].isa;
         rig_open_adapter(&r, &o);
         assert_equal_logits(logits_of(r.adapter, n, n, 1), want, n, "whole", o.preset, o.type);
-        assert_equal_logits(logits_of(r.adapter, n, chunk, 1), want, n, "in chunks", o.preset, o.type);
-        assert_equal_logits(logits_of(r.adapter, n, chunk > 16 ? 16 : 1, 3), want, n, "beside others", o.preset, o.type);
+        assert_equal_logits(logits_of(r.adapter, n, chunk, 1), want, n, "in chunks", o.preset,
+                            o.type);
+        assert_equal_logits(logits_of(r.adapter, n, chunk > 16 ? 16 : 1, 3), want, n,
+                            "beside others", o.preset, o.type);
         rig_close(&r);
     }
     free(want);
 }
 
 /* One of each family, then those that differ from it in numbers alone. */
-static const char *const presets[] = {"llama2", "qwen2",  "phi3",    "qwen3",   "gemma3",   "gptoss",
-                                      "llama3", "smollm2", "llama32", "phi3swa", "phi3long", "gemma3lin"};
+static const char *const presets[] = {"llama2",  "qwen2",   "phi3",     "qwen3",
+                                      "gemma3",  "gptoss",  "llama3",   "smollm2",
+                                      "llama32", "phi3swa", "phi3long", "gemma3lin"};
 enum { N_FAMILIES = 6, N_PRESETS = sizeof presets / sizeof *presets };
 
 /* _i: the preset */
 START_TEST(test_every_type_as_the_reference)
 {
     for (int t = 0; t < QTYPE_N; t++) {
-        struct rig_options o = {
-            .preset = presets[_i], .type = qtype_name((enum qtype)t), .n_layer = 1, .n_ctx = 64, .max_seqs = 3};
+        struct rig_options o = {.preset = presets[_i],
+                                .type = qtype_name((enum qtype)t),
+                                .n_layer = 1,
+                                .n_ctx = 64,
+                                .max_seqs = 3};
         check_model(o, 5, 3, (const struct way[]){{1, ISA_BEST}, {1, ISA_SCALAR}});
     }
 }
@@ -109,8 +119,12 @@ END_TEST
 /* Past windows, tiles and splits; all layers. */
 START_TEST(test_long_prompts_in_chunks)
 {
-    struct rig_options o = {
-        .preset = presets[_i], .type = "Q8_0", .n_ctx = 512, .max_seqs = 3, .max_rows = 512, .max_logits = 300};
+    struct rig_options o = {.preset = presets[_i],
+                            .type = "Q8_0",
+                            .n_ctx = 512,
+                            .max_seqs = 3,
+                            .max_rows = 512,
+                            .max_logits = 300};
     check_model(o, _i == 0 ? 300 : 70, 37, (const struct way[]){{1, ISA_BEST}, {2, ISA_BEST}});
 }
 END_TEST
@@ -132,7 +146,9 @@ static const struct {
 START_TEST(test_facts)
 {
     struct rig r;
-    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .device = &kern_cpu});
+    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset,
+                                               .type = shapes[_i].type,
+                                               .device = &kern_cpu});
     const struct adapter *a = r.adapter;
     ck_assert_str_eq(adapter_model_type(a), shapes[_i].model_type);
     ck_assert_int_eq(adapter_vocab_size(a), N_VOCAB);
@@ -162,7 +178,9 @@ START_TEST(test_prefill_and_decode)
     struct err err = {0};
     const float *logits;
     int32_t tokens[21];
-    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .max_rows = 32,
+    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset,
+                                               .type = shapes[_i].type,
+                                               .max_rows = 32,
                                                .device = &kern_cpu});
     for (int i = 0; i < 21; i++)
         tokens[i] = token_at(i, 0);
@@ -185,7 +203,8 @@ static void generate(struct rig *r, float temperature, uint64_t seed, int32_t ou
     int32_t prompt[] = {1, 17, 300, 42};
     p.temperature = temperature;
     p.seed = seed;
-    ck_assert_msg(adapter_generate(r->adapter, prompt, 4, &p, out, N_MADE, &err) == N_MADE, "%s", err.msg);
+    ck_assert_msg(adapter_generate(r->adapter, prompt, 4, &p, out, N_MADE, &err) == N_MADE, "%s",
+                  err.msg);
     for (int i = 0; i < N_MADE; i++)
         ck_assert(out[i] >= 0 && out[i] < N_VOCAB);
 }
@@ -195,7 +214,9 @@ START_TEST(test_generate)
     struct rig r;
     struct err err = {0};
     int32_t first[N_MADE], again[N_MADE], greedy[N_MADE], null[1000];
-    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset, .type = shapes[_i].type, .device = &kern_cpu});
+    rig_open_adapter(&r, &(struct rig_options){.preset = shapes[_i].preset,
+                                               .type = shapes[_i].type,
+                                               .device = &kern_cpu});
     generate(&r, 0.8f, 11, first);
     for (int i = 0; i < 4; i++) { /* five runs, one seed */
         generate(&r, 0.8f, 11, again);
@@ -377,7 +398,7 @@ START_TEST(test_steps_that_break_the_rules)
     struct err err = {0};
     struct step_out out;
     rig_open_adapter(&r, &(struct rig_options){.max_seqs = 2, .max_rows = 20, .device = &kern_cpu});
-    static const struct row bad[] = {{2, 0, 1, false},  {-1, 0, 1, false},       {0, 256, 1, false},
+    static const struct row bad[] = {{2, 0, 1, false},  {-1, 0, 1, false},      {0, 256, 1, false},
                                      {0, -1, 1, false}, {0, 0, N_VOCAB, false}, {0, 0, -1, false}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ck_assert(!adapter_step(r.adapter, &bad[i], 1, &out, NULL, &err));
@@ -406,7 +427,8 @@ START_TEST(test_a_stopped_step_does_no_harm)
         rows[i] = (struct row){0, i, token_at(i, 5), false};
     ck_assert(!adapter_step(r.adapter, rows, 12, &out, &stop, &err));
     ck_assert_int_eq(err.code, ERR_CANCELLED);
-    assert_equal_logits(logits_of(r.adapter, 12, 4, 1), want, 12, "after a stopped step", "smollm2", "Q4_0");
+    assert_equal_logits(logits_of(r.adapter, 12, 4, 1), want, 12, "after a stopped step", "smollm2",
+                        "Q4_0");
     free(want);
     rig_close(&r);
 }

@@ -1,5 +1,6 @@
-/* The sampler against a literal copy of its definition (engine/sampler.h): everything sorted, scalar, no shortcuts. The
- * copy is compiled for the baseline CPU, so equal draws also say that the vector passes give the scalar bytes. */
+/* The sampler against a literal copy of its definition (engine/sampler.h): everything sorted,
+ * scalar, no shortcuts. The copy is compiled for the baseline CPU, so equal draws also say that the
+ * vector passes give the scalar bytes. */
 #include "engine/sampler.h"
 #include "kernels/numerics.h"
 
@@ -22,10 +23,12 @@ static float uniform(uint64_t *state)
 
 static uint64_t philox(uint64_t seed, uint64_t position)
 {
-    uint32_t x[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0}, k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    uint32_t x[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0}, k0 = (uint32_t)seed,
+             k1 = (uint32_t)(seed >> 32);
     for (int i = 0; i < 10; i++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
         uint64_t a = (uint64_t)0xD2511F53u * x[0], b = (uint64_t)0xCD9E8D57u * x[2];
-        uint32_t y[4] = {(uint32_t)(b >> 32) ^ x[1] ^ k0, (uint32_t)b, (uint32_t)(a >> 32) ^ x[3] ^ k1, (uint32_t)a};
+        uint32_t y[4] = {(uint32_t)(b >> 32) ^ x[1] ^ k0, (uint32_t)b,
+                         (uint32_t)(a >> 32) ^ x[3] ^ k1, (uint32_t)a};
         memcpy(x, y, sizeof x);
     }
     return (uint64_t)x[0] << 32 | x[1];
@@ -167,14 +170,16 @@ static void random_params(struct sample_params *p, int n, uint64_t *rng)
     p->seed = lcg(rng) << 40 ^ lcg(rng);
 }
 
-/* shape 0: wide; 1: nearly flat; 2: few distinct values, so many ties; 3: with NaN and infinities */
+/* shape 0: wide; 1: nearly flat; 2: few distinct values, so many ties; 3: with NaN and infinities
+ */
 static void random_case_make(struct random_case *c, int n, int shape, uint64_t *rng)
 {
     for (int i = 0; i < n; i++) {
         float x = (uniform(rng) + uniform(rng) + uniform(rng) - 1.5f) * (shape == 1 ? 0.1f : 12);
         c->logits[i] = shape == 2 ? rintf(x / 4) : x;
         if (shape == 3 && lcg(rng) % 16 == 0)
-            c->logits[i] = (const float[]){NAN, -INFINITY, -0.0f, lcg(rng) % 64 ? 0 : INFINITY}[lcg(rng) % 4];
+            c->logits[i] =
+                (const float[]){NAN, -INFINITY, -0.0f, lcg(rng) % 64 ? 0 : INFINITY}[lcg(rng) % 4];
     }
     for (int i = 0; i < N_HISTORY; i++)
         c->history[i] = (int32_t)(lcg(rng) % (uint64_t)n);
@@ -184,7 +189,9 @@ static void random_case_make(struct random_case *c, int n, int shape, uint64_t *
         c->bias[i] = (struct logit_bias){(int32_t)lcg(rng) % n, uniform(rng) * 20 - 10};
     int density = (int)(lcg(rng) % 3); /* of words with all, some, no bits */
     for (int i = 0; i < (n + 31) / 32; i++)
-        c->mask[i] = lcg(rng) % 3 < (uint64_t)density ? UINT32_MAX : lcg(rng) % 2 ? 0 : (uint32_t)lcg(rng);
+        c->mask[i] = lcg(rng) % 3 < (uint64_t)density ? UINT32_MAX
+                     : lcg(rng) % 2                   ? 0
+                                                      : (uint32_t)lcg(rng);
     random_params(&c->params, n, rng);
     c->params.bias = c->bias;
     c->params.n_bias = lcg(rng) % 2 ? 4 : 0;
@@ -212,8 +219,8 @@ START_TEST(test_equals_its_definition)
         for (int i = 0; i < 400; i++) {
             random_case_make(c, sizes[k], i % 4, &rng);
             int32_t want = defined_draw(&c->in, sizes[k]), got = sampler_draw(s, &c->in);
-            ck_assert_msg(got == want, "vocabulary %d case %d: token %d, expected %d", sizes[k], i, got,
-                          want);
+            ck_assert_msg(got == want, "vocabulary %d case %d: token %d, expected %d", sizes[k], i,
+                          got, want);
         }
         sampler_free(s);
     }
@@ -223,14 +230,17 @@ END_TEST
 
 /* ---- single properties ---- */
 
-static int32_t draw_with(struct sampler *s, const float *logits, const struct sample_params *p, uint64_t position)
+static int32_t draw_with(struct sampler *s, const float *logits, const struct sample_params *p,
+                         uint64_t position)
 {
-    return sampler_draw(s, &(struct sample_in){.logits = logits, .params = p, .position = position});
+    return sampler_draw(s,
+                        &(struct sample_in){.logits = logits, .params = p, .position = position});
 }
 
 START_TEST(test_generator_is_philox)
 {
-    /* Published answers of philox4x32-10: key 0, counter 0 gives 6627e8d5...; equal logits show the highest bits. */
+    /* Published answers of philox4x32-10: key 0, counter 0 gives 6627e8d5...; equal logits show the
+     * highest bits. */
     static float logits[65536];
     struct sampler *s = sampler_new(65536);
     struct sample_params p = SAMPLE_DEFAULTS;
@@ -339,7 +349,8 @@ START_TEST(test_nothing_to_choose_from)
         for (int greedy = 0; greedy < 2; greedy++) {
             p.temperature = (float)greedy;
             ck_assert_int_eq(draw_with(s, logits, &p, 0), 0);
-            struct sample_in in = {.logits = logits, .params = &p, .mask = mask, .banned = banned, .n_banned = 2};
+            struct sample_in in = {
+                .logits = logits, .params = &p, .mask = mask, .banned = banned, .n_banned = 2};
             ck_assert_int_eq(sampler_draw(s, &in), 38);
         }
     }
@@ -390,7 +401,8 @@ START_TEST(test_logprobs)
         struct item items[N];
         for (int i = 0; i < N; i++) {
             items[i] = (struct item){i, c->logits[i], 0};
-            ck_assert_double_eq_tol(sampler_logprob(s, c->logits, i), c->logits[i] - log(sum), 2e-6);
+            ck_assert_double_eq_tol(sampler_logprob(s, c->logits, i), c->logits[i] - log(sum),
+                                    2e-6);
         }
         qsort(items, N, sizeof *items, by_order);
         struct token_logprob top[K];

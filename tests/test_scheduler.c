@@ -1,4 +1,5 @@
-/* Who runs, who waits, who is refused, and what a step holds; on an engine whose device can be held. */
+/* Who runs, who waits, who is refused, and what a step holds; on an engine whose device can be
+ * held. */
 #include "engine/scheduler.h"
 #include "tests/rig.h"
 
@@ -25,7 +26,11 @@ static void *push(void *arg)
     int i = atomic_fetch_add(&c->next, 1);
     while (i < N_CROWD) {
         int32_t prompt[] = {1, 2, 3, i};
-        struct gen_request q = {.prompt = prompt, .n_prompt = 4, .max_tokens = 4, .sample = SAMPLE_DEFAULTS, .n_logprobs = -1};
+        struct gen_request q = {.prompt = prompt,
+                                .n_prompt = 4,
+                                .max_tokens = 4,
+                                .sample = SAMPLE_DEFAULTS,
+                                .n_logprobs = -1};
         struct err err = {0};
         int retry = 0;
         c->taken[i] = reader_submit(&c->rd[i], c->rig, &q, &retry, &err);
@@ -90,8 +95,9 @@ static int newly_started(struct reader *rd, int n)
 START_TEST(test_first_come_first_served_and_interactive_before_batch)
 {
     static struct reader rd[7];
-    static const enum gen_priority priority[] = {GEN_BATCH, GEN_BATCH, GEN_INTERACTIVE, GEN_BATCH, GEN_INTERACTIVE,
-                                                 GEN_INTERACTIVE, GEN_BATCH};
+    static const enum gen_priority priority[] = {GEN_BATCH, GEN_BATCH,       GEN_INTERACTIVE,
+                                                 GEN_BATCH, GEN_INTERACTIVE, GEN_INTERACTIVE,
+                                                 GEN_BATCH};
     static const int want[] = {0, 2, 4, 5, 1, 3, 6};
     struct rig r;
     rig_open(&r, &(struct rig_options){.max_seqs = 1});
@@ -162,7 +168,8 @@ START_TEST(test_keys_share_when_they_are_limited)
     rig_wait_held();
     for (int i = 0; i < 5; i++)
         reader_poll(&rd[i]);
-    ck_assert(rd[1].ended && rd[3].started); /* b comes before the third of a: b had nothing running */
+    ck_assert(rd[1].ended &&
+              rd[3].started); /* b comes before the third of a: b had nothing running */
     ck_assert(!rd[2].started && !rd[4].started);
     rig_go();
     for (int i = 0; i < 5; i++) {
@@ -216,7 +223,7 @@ START_TEST(test_pages_are_reserved_for_the_worst_case)
     reader_wait_tokens(&a, 3);
     engine_stats_get(r.engine, &s);
     ck_assert_int_eq(s.running, 1);
-    ck_assert_int_eq(s.queued, 2); /* nobody overtakes */
+    ck_assert_int_eq(s.queued, 2);        /* nobody overtakes */
     ck_assert_int_eq(s.kv_pages_used, 1); /* taken when needed */
     ck_assert_int_eq(s.kv_pages_total, 4);
     rig_go();
@@ -326,7 +333,8 @@ START_TEST(test_prompt_rows_fill_the_time_that_neighbours_allow)
     sched_reap(&s, true);
     s.pace.row_s = 0.001;
     ck_assert(sched_choose(&s));
-    ck_assert_int_eq(s.step.n_rows, gen_todo(g[2])); /* nobody decodes, and it takes less than half a second */
+    ck_assert_int_eq(s.step.n_rows,
+                     gen_todo(g[2])); /* nobody decodes, and it takes less than half a second */
     s.pace.row_s = 0.01;
     ck_assert(sched_choose(&s));
     ck_assert_int_eq(s.step.n_rows, 48);
