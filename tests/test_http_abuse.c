@@ -423,6 +423,46 @@ START_TEST(D08_connection_limit)
 }
 END_TEST
 
+/* D09: of ten times as many as can run and wait, exactly the surplus is refused, and each of the others ends. */
+START_TEST(D09_surplus)
+{
+    enum { PLACES = 2 + 4, N = 10 * PLACES };
+    struct client c[N];
+    struct answer a;
+    char json[128], v[16];
+    int refused = 0, ended = 0;
+    start(fixture_slow, (const char *const[]){"--max-batch", "2", "--max-queue", "4", "--ctx-size", "256", NULL}, NULL);
+    for (int i = 0; i < N; i++) {
+        snprintf(json, sizeof json, "{\"job_id\":\"j%d\",\"prompt\":\"x\",\"max_tokens\":200,\"ignore_eos\":true}", i);
+        ck_assert(client_open(&c[i], w.port) && client_post(&c[i], "/execute", json));
+    }
+    for (int i = 0; i < N; i++) {
+        if (!client_wait(&c[i], "HTTP/1.1 429", 0) && client_wait(&c[i], "HTTP/1.1 200", 2000 * SLOWNESS))
+            continue;
+        ck_assert(client_answer(&c[i], &a, false, 2000 * SLOWNESS));
+        ck_assert_int_eq(a.status, 429);
+        ck_assert_ptr_nonnull(answer_header(&a, "Retry-After", v, sizeof v));
+        refused++;
+        answer_free(&a);
+        client_close(&c[i]);
+        c[i].fd = -1;
+    }
+    ck_assert_int_eq(refused, N - PLACES);
+    for (int i = 0; i < N; i++) {
+        if (c[i].fd < 0)
+            continue;
+        snprintf(json, sizeof json, "{\"job_id\":\"j%d\"}", i);
+        ck_assert_int_eq(client_request(w.port, "/cancel", json, NULL), 202);
+        ck_assert(client_answer(&c[i], &a, false, 5000 * SLOWNESS) && a.complete);
+        ended += strstr(a.body.data, "event: error\n") != NULL || strstr(a.body.data, "event: end\n") != NULL;
+        answer_free(&a);
+        client_close(&c[i]);
+    }
+    ck_assert_int_eq(ended, PLACES);
+    served_check(&w, "D09");
+}
+END_TEST
+
 /* E05: out of descriptors it goes on serving whom it has, refuses the rest, and does not spin. */
 START_TEST(E05_descriptors)
 {
@@ -525,7 +565,7 @@ int main(void)
         (const TTest *const[]){D01_slow_headers, D02_slow_body, B15_too_large_by_length, B15_too_large_by_chunks, C03_parses_are_bounded,
                                C09_long_word, D03_stalled_reader, D07_idle_connections, D10_random_cancelling, NULL});
     add(s, "slow", start_slow, (const TTest *const[]){D04_D05_leaving, D06_half_close, draining, NULL});
-    add(s, "own", NULL, (const TTest *const[]){D08_connection_limit, E02_stop_with_a_stalled_reader, E05_descriptors, NULL});
+    add(s, "own", NULL, (const TTest *const[]){D08_connection_limit, D09_surplus, E02_stop_with_a_stalled_reader, E05_descriptors, NULL});
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
     int failed = srunner_ntests_failed(r);
