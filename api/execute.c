@@ -113,7 +113,7 @@ static struct gen *start(struct job *j)
     size_t n_prompt = 0;
     int n_stop = 0;
     struct gen *g = NULL;
-    if (e == NULL || !may_fit(j, t) || !tok_encode(t, q->prompt, q->prompt_len, true, q->parse_special, 0, &prompt, &n_prompt, &j->err))
+    if (e == NULL || !may_fit(j, t) || !tok_encode(t, q->prompt, q->prompt_len, TOK_ADD_ONCE, q->parse_special, 0, &prompt, &n_prompt, &j->err))
         goto done;
     request_drop_body(q);
     j->n_prompt = (int)n_prompt;

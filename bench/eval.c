@@ -201,7 +201,7 @@ static bool run_tokenize(const struct tok *tok, const struct options *o, struct 
     int32_t *ids = NULL;
     size_t n = 0;
     bool ok = read_all(stdin, &text, err) &&
-              tok_encode(tok, text.data, text.len, o->add_special, o->parse_special, 0, &ids, &n, err);
+              tok_encode(tok, text.data, text.len, o->add_special ? TOK_ADD_ALWAYS : TOK_ADD_NONE, o->parse_special, 0, &ids, &n, err);
     if (ok) {
         putchar('[');
         for (size_t i = 0; i < n; i++)
@@ -221,6 +221,8 @@ static bool run_detokenize(const struct tok *tok, struct err *err)
     size_t n = 0, len = 0;
     bool ok = read_all(stdin, &text, err) && parse_ids(text.data, tok_n_vocab(tok), &ids, &n, err) &&
               tok_decode(tok, ids, n, true, &out, &len, err);
+    if (ok)
+        tok_tidy(tok, out, &len);
     if (ok)
         fwrite(out, 1, len, stdout);
     free(out);

@@ -35,7 +35,7 @@ static void check_case(const struct tok *t, const json_t *c, size_t index)
     size_t n;
     struct err err = {0};
     bool add = json_is_true(json_object_get(c, "add_special")), parse = json_is_true(json_object_get(c, "parse_special"));
-    ck_assert_msg(tok_encode(t, json_string_value(text), json_string_length(text), add, parse, 0, &ids, &n, &err), "case %zu: %s",
+    ck_assert_msg(tok_encode(t, json_string_value(text), json_string_length(text), add ? TOK_ADD_ALWAYS : TOK_ADD_NONE, parse, 0, &ids, &n, &err), "case %zu: %s",
                   index, err.msg);
     ck_assert_msg(n == json_array_size(want), "case %zu \"%s\": %zu ids, expected %zu", index, json_string_value(text), n,
                   json_array_size(want));

@@ -1,39 +1,45 @@
-/* The merging both tokenizers share: a chain of symbols, a heap of candidate pairs, the best pair first (lowest key, then
- * leftmost), until none is left. n log n in the number of symbols; no recursion. */
+/* Merging: one word's characters or bytes into tokens, best pair first. BPE takes pairs by the rank
+ * of their merge, SPM by the score of the token they make. A heap and a linked list: n log n in the
+ * length of the word, no recursion. Private to the tok files. */
 #ifndef ENGINE_TEXT_MERGE_H
 #define ENGINE_TEXT_MERGE_H
 
-#include "base/err.h"
+#include "engine/text/vocab.h"
 
-#include <stddef.h>
-#include <stdint.h>
-
-struct symbol {
-    int32_t id;           /* token, -1 = none */
-    uint32_t at, len;     /* bytes of the text */
-    int32_t prev, next;   /* chain; -1 = end */
+/* BPE's merges by the ids of their halves. */
+struct merges {
+    struct merge_slot *slots; /* open addressing, mask + 1 of them */
+    uint32_t mask;
 };
 
-struct candidate {
-    double key;           /* smaller merges first */
-    int32_t left;         /* symbol */
-    int32_t merged;       /* token it becomes */
-    uint32_t len;         /* bytes of both: a candidate whose parts have changed since is stale */
+bool merges_read(struct merges *m, const struct gguf *g, const struct vocab *v, struct err *err);
+void merges_free(struct merges *m);
+
+struct sym {
+    int32_t prev, next; /* -1 at the ends */
+    uint32_t at, len;   /* in the word; len 0: merged away */
+    int32_t id;         /* -1: no token (yet) */
 };
 
-/* Scratch that grows with the longest word; one per encoding. */
+struct cand {
+    uint64_t key; /* order << 32 | left symbol: the lowest is merged first */
+    uint32_t len; /* of left and its next: they only grow, so another sum is another pair */
+    int32_t id;   /* the token they make */
+};
+
+/* Scratch of one caller, reused from word to word. Zero-initialise. */
 struct merger {
-    struct symbol *symbol;
-    size_t n, cap;
-    struct candidate *heap;
-    size_t n_heap, heap_cap;
+    struct sym *syms;
+    size_t n_syms, cap_syms;
+    struct cand *heap;
+    size_t n_heap, cap_heap;
 };
 
+/* Splits word into symbols and merges them; the result is the chain that begins at syms[0].
+ * BPE where merges is not NULL: symbols are bytes; SPM: characters of valid UTF-8. n is 1 to
+ * INT32_MAX. False when memory ran out. */
+bool merger_run(struct merger *m, const struct vocab *v, const struct merges *merges,
+                const char *word, size_t n);
 void merger_free(struct merger *m);
-bool merger_add(struct merger *m, int32_t id, size_t at, size_t len, struct err *err);    /* a symbol at the end of the chain */
-
-/* pair(arg, m, left, right, &key): the token that two neighbours become, -1 = none. */
-typedef int32_t pair_fn(void *arg, const struct merger *m, const struct symbol *left, const struct symbol *right, double *key);
-bool merger_run(struct merger *m, pair_fn *pair, void *arg, struct err *err);
 
 #endif

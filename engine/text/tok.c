@@ -1,243 +1,182 @@
-/* Special tokens, BOS and EOS, and the way back to text; the merging is in bpe.c and spm.c. */
-#define _GNU_SOURCE
+#define _GNU_SOURCE /* mempcpy */
 #include "engine/text/tok.h"
-#include "base/buf.h"
+
 #include "base/mem.h"
 #include "base/utf8.h"
-#include "engine/text/bpe.h"
-#include "engine/text/spm.h"
+#include "engine/text/tok_impl.h"
 
-#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
-/* A token found in text as it stands, longest first. */
-struct special {
-    int32_t id;
-    const char *s;
-    size_t len;
-    bool user_defined;    /* also where special tokens are not parsed */
-    bool rstrip;          /* white space after it is dropped */
-};
+#define SPACE_MARK "\xE2\x96\x81" /* U+2581, SPM's space */
 
-struct tok {
-    struct vocab vocab;
-    struct bpe *bpe;      /* or spm */
-    struct spm spm;
-    int32_t bos, eos;
-    bool add_bos, add_eos, add_space;
-    struct special *special;
-    size_t n_special;
-    int32_t *end;
-    int n_end;
-    uint32_t *piece_at;   /* (n + 1): where the bytes of each piece lie in pieces */
-    char *pieces;
-    size_t longest;       /* bytes of the longest piece */
-    bool strips;          /* a special token drops white space */
-};
+/* ---- opening ---- */
 
-/* ---- open ---- */
+static int32_t find_name(const struct tok *t, const char *name)
+{
+    return vocab_find(&t->vocab, name, strlen(name));
+}
 
-static const char *const end_pieces[] = {
-    "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>",
-    "<|eom_id|>", "<|end_of_turn|>", "</s>", "<EOT>", "_<EOT>",
-};
-
-static bool read_id(const struct tok *t, const struct gguf *g, const char *key, int32_t *id, struct err *err)
+/* A token id of the metadata; *id keeps its default when the key is missing. */
+static bool read_id(const struct tok *t, const struct gguf *g, const char *key, int32_t *id,
+                    struct err *err)
 {
     uint32_t v;
-    struct err e = {0};
-    if (gguf_u32(g, key, 0, (uint32_t)t->vocab.n - 1, &v, &e))
+    if (gguf_u32(g, key, 0, (uint32_t)t->vocab.n - 1, &v, err))
         *id = (int32_t)v;
-    else if (e.code != ERR_NONE)
-        return err_set(err, e.code, "%s", e.msg);
+    else if (err->code != ERR_NONE)
+        return false;
+    else if (*id >= t->vocab.n)
+        *id = -1; /* the default of a vocabulary too small to have it */
     return true;
 }
 
 static bool read_flag(const struct gguf *g, const char *key, bool *flag, struct err *err)
 {
-    struct err e = {0};
-    if (!gguf_bool(g, key, flag, &e) && e.code != ERR_NONE)
-        return err_set(err, e.code, "%s", e.msg);
-    return true;
+    return gguf_bool(g, key, flag, err) || err->code == ERR_NONE;
 }
 
-/* A token that ends generation is a control token, whatever the file says: text must not produce it. */
+/* Whether prompts get BOS and EOS. What a kind of model does by default needs no such token. */
+static bool read_adds(struct tok *t, const struct gguf *g, struct err *err)
+{
+    static const char missing[] =
+        "key tokenizer.ggml.%s_token_id: missing, but add_%s_token is true";
+    t->add_bos = t->add_bos && t->bos >= 0;
+    if (!read_flag(g, "tokenizer.ggml.add_bos_token", &t->add_bos, err) ||
+        !read_flag(g, "tokenizer.ggml.add_eos_token", &t->add_eos, err))
+        return false;
+    if (t->add_bos && t->bos < 0)
+        return err_set(err, ERR_MODEL, missing, "bos", "bos");
+    return !t->add_eos || t->eos >= 0 || err_set(err, ERR_MODEL, missing, "eos", "eos");
+}
+
 static void add_end(struct tok *t, int32_t id)
 {
-    for (int i = 0; i < t->n_end; i++)
-        if (t->end[i] == id)
+    for (int i = 0; i < t->n_ends; i++)
+        if (t->ends[i] == id)
             return;
-    if (id < 0)
-        return;
-    t->end[t->n_end++] = id;
-    if (t->vocab.type[id] == TOKEN_USER_DEFINED)
-        t->vocab.type[id] = TOKEN_CONTROL;
+    if (id >= 0 && t->n_ends < TOK_MAX_ENDS)
+        t->ends[t->n_ends++] = id;
 }
 
-static bool read_ids(struct tok *t, const struct gguf *g, struct err *err)
+static bool read_ends(struct tok *t, const struct gguf *g, struct err *err)
 {
-    static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
-    if (!read_id(t, g, "tokenizer.ggml.bos_token_id", &t->bos, err) ||
-        !read_id(t, g, "tokenizer.ggml.eos_token_id", &t->eos, err) ||
-        !read_flag(g, "tokenizer.ggml.add_bos_token", &t->add_bos, err) ||
-        !read_flag(g, "tokenizer.ggml.add_eos_token", &t->add_eos, err) ||
-        !read_flag(g, "tokenizer.ggml.add_space_prefix", &t->add_space, err))
+    static const char *const names[] = {
+        "</s>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|return|>",
+        "<|call|>",
+        "<|eom_id|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<\xEF\xBD\x9C"
+        "end" SPACE_MARK "of" SPACE_MARK "sentence\xEF\xBD\x9C>",
+    };
+    int32_t eot = -1, eom = -1;
+    if (!read_id(t, g, "tokenizer.ggml.eot_token_id", &eot, err) ||
+        !read_id(t, g, "tokenizer.ggml.eom_token_id", &eom, err))
         return false;
-    size_t n = sizeof end_pieces / sizeof *end_pieces;
-    t->end = mem_alloc(n + 3, sizeof *t->end);
-    if (t->end == NULL)
-        return err_set(err, ERR_OOM, "no memory for the end tokens");
     add_end(t, t->eos);
-    for (size_t i = 0; i < 2; i++) {
-        int32_t id = -1;
-        if (!read_id(t, g, keys[i], &id, err))
-            return false;
+    add_end(t, eot);
+    add_end(t, eom);
+    /* In gpt-oss a turn is several messages: <|end|> closes one of them, <|return|> and <|call|>
+     * the turn. */
+    bool messages = find_name(t, "<|return|>") >= 0 && find_name(t, "<|call|>") >= 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int32_t id = find_name(t, names[i]);
+        if (id < 0 || (messages && strcmp(names[i], "<|end|>") == 0))
+            continue;
+        if (strcmp(names[i], "</s>") == 0 && !t->strip_after && t->vocab.kind[id] != TOKEN_CONTROL)
+            continue; /* an HTML tag, in Gemma's vocabulary for one */
+        /* Some converters call them user-defined, which would let user text end a turn. */
+        t->vocab.kind[id] = TOKEN_CONTROL;
         add_end(t, id);
     }
-    for (size_t i = 0; i < n; i++) {
-        int32_t id = vocab_find(&t->vocab, end_pieces[i], strlen(end_pieces[i]));
-        if (id >= 0 && (t->vocab.type[id] == TOKEN_CONTROL || t->vocab.type[id] == TOKEN_USER_DEFINED))
-            add_end(t, id);
-    }
     return true;
 }
 
-static int longest_first(const void *a, const void *b)
+static bool str_is(const struct gguf_str *s, const char *want)
 {
-    const struct special *x = a, *y = b;
-    return x->len != y->len ? (x->len > y->len ? -1 : 1) : (x->id > y->id) - (x->id < y->id);
+    return s->len == strlen(want) && memcmp(s->s, want, s->len) == 0;
 }
 
-static bool piece_is(const struct gguf_str *p, const char *s)
+/* The original tokenizer of Phi-3 drops white space after its special tokens; GGUF has no key for
+ * that. */
+static bool is_phi3(const struct gguf *g)
 {
-    return p->len == strlen(s) && memcmp(p->s, s, p->len) == 0;
-}
-
-/* Phi-3's tokenizer drops white space after its special tokens, but for three of them; its GGUF files do not say so. */
-static bool strips_right(const struct gguf *g, const struct gguf_str *piece)
-{
-    struct gguf_str name;
-    char lower[128];
-    if (!gguf_str(g, "general.name", &name, NULL))
+    struct gguf_str s = {0};
+    if (gguf_str(g, "general.architecture", &s, NULL) && str_is(&s, "phi3"))
+        return true;
+    if (!gguf_str(g, "general.name", &s, NULL))
         return false;
-    size_t n = name.len < sizeof lower - 1 ? name.len : sizeof lower - 1;
-    for (size_t i = 0; i < n; i++)
-        lower[i] = (char)tolower((unsigned char)name.s[i]);
-    lower[n] = 0;
-    if (strstr(lower, "phi-3") == NULL && strstr(lower, "phi3") == NULL)
+    for (size_t i = 0; i + 4 <= s.len; i++)
+        if (strncasecmp(s.s + i, "phi3", 4) == 0 ||
+            (i + 5 <= s.len && strncasecmp(s.s + i, "phi-3", 5) == 0))
+            return true;
+    return false;
+}
+
+static bool open_bpe(struct tok *t, const struct gguf *g, struct err *err)
+{
+    static const char key[] = "tokenizer.ggml.pre";
+    struct gguf_str name = {0};
+    if (!gguf_str(g, key, &name, err))
+        return err->code != ERR_NONE
+                   ? false
+                   : err_set(err, ERR_MODEL, "key %s: missing, BPE vocabularies need it", key);
+    t->pre = pretok_open(name.s, name.len, err);
+    if (t->pre == NULL)
         return false;
-    return !piece_is(piece, "<unk>") && !piece_is(piece, "<s>") && !piece_is(piece, "<|endoftext|>");
+    t->add_bos = pretok_adds_bos(t->pre);
+    t->bos = t->eos = t->unk = -1;
+    return vocab_read(&t->vocab, g, true, err) && merges_read(&t->merges, g, &t->vocab, err);
 }
 
-static bool list_specials(struct tok *t, const struct gguf *g, struct err *err)
+static bool open_spm(struct tok *t, const struct gguf *g, struct err *err)
 {
-    const struct vocab *v = &t->vocab;
-    size_t n = 0;
-    for (int i = 0; i < v->n; i++)
-        n += v->type[i] == TOKEN_CONTROL || v->type[i] == TOKEN_USER_DEFINED || v->type[i] == TOKEN_UNKNOWN;
-    t->special = mem_alloc(n, sizeof *t->special);
-    if (t->special == NULL)
-        return err_set(err, ERR_OOM, "no memory for %zu special tokens", n);
-    for (int i = 0; i < v->n; i++) {
-        bool user = v->type[i] == TOKEN_USER_DEFINED;
-        if ((user || v->type[i] == TOKEN_CONTROL || v->type[i] == TOKEN_UNKNOWN) && v->piece[i].len > 0) {
-            bool strips = strips_right(g, &v->piece[i]);
-            t->special[t->n_special++] = (struct special){i, v->piece[i].s, v->piece[i].len, user, strips};
-            t->strips |= strips;
-        }
-    }
-    qsort(t->special, t->n_special, sizeof *t->special, longest_first);
-    return true;
+    t->add_bos = true;
+    t->space_prefix = true;
+    t->unk = 0;
+    t->bos = 1;
+    t->eos = 2;
+    t->strip_after = is_phi3(g);
+    return vocab_read(&t->vocab, g, false, err) &&
+           read_flag(g, "tokenizer.ggml.add_space_prefix", &t->space_prefix, err);
 }
 
-static int hex_digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* The bytes a token stands for in text, at most its piece's length; special tokens stand for their name. */
-static size_t render(const struct tok *t, int32_t id, char *out)
-{
-    const struct gguf_str *p = &t->vocab.piece[id];
-    size_t n = 0;
-    if (t->vocab.type[id] == TOKEN_BYTE && p->len == 6 && hex_digit(p->s[3]) >= 0 && hex_digit(p->s[4]) >= 0) {
-        out[0] = (char)(hex_digit(p->s[3]) << 4 | hex_digit(p->s[4]));
-        return 1;
-    }
-    if (t->vocab.type[id] == TOKEN_UNUSED)
-        return 0;
-    if (t->vocab.type[id] != TOKEN_NORMAL) {
-        memcpy(out, p->s, p->len);
-        return p->len;
-    }
-    if (t->bpe != NULL)
-        return bpe_bytes(p, out);
-    for (size_t i = 0; i < p->len;) {    /* U+2581 is a space */
-        bool space = p->len - i >= 3 && memcmp(p->s + i, "\xE2\x96\x81", 3) == 0;
-        out[n++] = space ? ' ' : p->s[i];
-        i += space ? 3 : 1;
-    }
-    return n;
-}
-
-static bool render_all(struct tok *t, struct err *err)
-{
-    size_t all = 0, at = 0;
-    for (int i = 0; i < t->vocab.n; i++)
-        all += t->vocab.piece[i].len;
-    t->pieces = mem_alloc(all + 1, 1);
-    t->piece_at = mem_alloc((size_t)t->vocab.n + 1, sizeof *t->piece_at);
-    if (t->pieces == NULL || t->piece_at == NULL || all > UINT32_MAX)
-        return err_set(err, ERR_OOM, "no memory for %zu bytes of pieces", all);
-    for (int i = 0; i < t->vocab.n; i++) {
-        t->piece_at[i] = (uint32_t)at;
-        size_t n = render(t, i, t->pieces + at);
-        at += n;
-        if (n > t->longest)
-            t->longest = n;
-    }
-    t->piece_at[t->vocab.n] = (uint32_t)at;
-    return true;
-}
-
-/* Which algorithm: tokenizer.ggml.model, with the defaults that hang on it. */
-static bool open_model(struct tok *t, const struct gguf *g, struct err *err)
+static bool open_any(struct tok *t, const struct gguf *g, struct err *err)
 {
     static const char key[] = "tokenizer.ggml.model";
-    struct gguf_str model;
-    struct err e = {0};
-    if (!gguf_str(g, key, &model, &e))
-        return e.code != ERR_NONE ? err_set(err, e.code, "%s", e.msg) : err_set(err, ERR_MODEL, "missing metadata: %s", key);
-    if (piece_is(&model, "gpt2")) {
-        struct pretok_rules rules = {0};
-        t->bpe = bpe_open(&t->vocab, g, &rules, err);
-        t->add_bos = rules.add_bos;
-        return t->bpe != NULL;
-    }
-    if (!piece_is(&model, "llama"))
-        return err_set(err, ERR_MODEL, "key %s: \"%.*s\" is not supported; supported: gpt2, llama", key,
+    struct gguf_str model = {0};
+    if (!gguf_str(g, key, &model, err))
+        return err->code != ERR_NONE ? false : err_set(err, ERR_MODEL, "key %s: missing", key);
+    t->bpe = str_is(&model, "gpt2");
+    if (!t->bpe && !str_is(&model, "llama"))
+        return err_set(err, ERR_MODEL, "key %s: \"%.*s\", expected gpt2 (BPE) or llama (SPM)", key,
                        (int)(model.len < 64 ? model.len : 64), model.s);
-    if (t->vocab.scores.n == 0)
-        return err_set(err, ERR_MODEL, "missing metadata: tokenizer.ggml.scores");
-    spm_init(&t->spm, &t->vocab);
-    t->add_bos = t->add_space = true;
-    t->bos = t->vocab.n > 1 ? 1 : -1;
-    t->eos = t->vocab.n > 2 ? 2 : -1;
-    return true;
+    return (t->bpe ? open_bpe(t, g, err) : open_spm(t, g, err)) &&
+           read_id(t, g, "tokenizer.ggml.bos_token_id", &t->bos, err) &&
+           read_id(t, g, "tokenizer.ggml.eos_token_id", &t->eos, err) &&
+           read_id(t, g, "tokenizer.ggml.unknown_token_id", &t->unk, err) && read_adds(t, g, err) &&
+           read_ends(t, g, err) && special_build(&t->special, &t->vocab, err);
 }
 
 struct tok *tok_open(const struct gguf *g, struct err *err)
 {
+    struct err unasked;
+    if (err == NULL)
+        err = &unasked;
     struct tok *t = mem_alloc(1, sizeof *t);
     if (t == NULL) {
         err_set(err, ERR_OOM, "no memory for the tokenizer");
         return NULL;
     }
-    t->bos = t->eos = -1;
-    if (!vocab_open(&t->vocab, g, err) || !open_model(t, g, err) || !read_ids(t, g, err) || !list_specials(t, g, err) ||
-        !render_all(t, err)) {
-        if (err != NULL)
+    if (!open_any(t, g, err)) {
+        if (strncmp(err->msg, "key ", 4) == 0) /* ours: those of gguf.h name the file themselves */
             err_prefix(err, "%s", gguf_path(g));
         tok_close(t);
         return NULL;
@@ -249,20 +188,16 @@ void tok_close(struct tok *t)
 {
     if (t == NULL)
         return;
-    bpe_close(t->bpe);
-    vocab_close(&t->vocab);
-    free(t->special);
-    free(t->end);
-    free(t->piece_at);
-    free(t->pieces);
+    vocab_free(&t->vocab);
+    merges_free(&t->merges);
+    pretok_close(t->pre);
+    special_free(&t->special);
     free(t);
 }
 
-/* ---- facts ---- */
-
 const char *tok_kind(const struct tok *t)
 {
-    return t->bpe != NULL ? "gguf-bpe" : "gguf-spm";
+    return t->bpe ? "gguf-bpe" : "gguf-spm";
 }
 
 int tok_n_vocab(const struct tok *t)
@@ -282,23 +217,19 @@ int32_t tok_eos(const struct tok *t)
 
 bool tok_adds_bos(const struct tok *t)
 {
-    return t->add_bos && t->bos >= 0;
+    return t->add_bos;
 }
 
 const int32_t *tok_end_ids(const struct tok *t, int *n)
 {
-    *n = t->n_end;
-    return t->end;
-}
-
-static bool in_vocab(const struct tok *t, int32_t id)
-{
-    return id >= 0 && id < t->vocab.n;
+    *n = t->n_ends;
+    return t->ends;
 }
 
 bool tok_is_special(const struct tok *t, int32_t id)
 {
-    return in_vocab(t, id) && (t->vocab.type[id] == TOKEN_CONTROL || t->vocab.type[id] == TOKEN_UNKNOWN);
+    return id >= 0 && id < t->vocab.n &&
+           (t->vocab.kind[id] == TOKEN_CONTROL || t->vocab.kind[id] == TOKEN_UNKNOWN);
 }
 
 int32_t tok_find(const struct tok *t, const char *piece, size_t n)
@@ -306,210 +237,218 @@ int32_t tok_find(const struct tok *t, const char *piece, size_t n)
     return vocab_find(&t->vocab, piece, n);
 }
 
-/* ---- encode ---- */
+/* ---- encoding ---- */
 
-/* Text, or a special token that was found in it. */
-struct fragment {
-    int32_t id;           /* -1 = text */
-    const char *s;
-    size_t len;
+/* One call's work: scratch and result. */
+struct run {
+    const struct tok *t;
+    struct merger merger;
+    char *word; /* text as the vocabulary spells it */
+    size_t cap_word;
+    int32_t *ids;
+    size_t n, cap, max;
+    struct err *err;
 };
 
-struct fragments {
-    struct fragment *f;
-    size_t n, cap;
-};
-
-static bool add_fragment(struct fragments *l, int32_t id, const char *s, size_t len, struct err *err)
+static bool push(struct run *r, int32_t id)
 {
-    if (id < 0 && len == 0)
+    if (r->max != 0 && r->n == r->max)
+        return err_set(r->err, ERR_CONTEXT, "the text has more than %zu tokens", r->max);
+    if (r->n == r->cap) {
+        size_t cap = r->cap ? r->cap * 2 : 64;
+        int32_t *ids = mem_grow(r->ids, cap, sizeof *ids);
+        if (ids == NULL)
+            return err_set(r->err, ERR_OOM, "no memory for %zu tokens", cap);
+        r->ids = ids;
+        r->cap = cap;
+    }
+    r->ids[r->n++] = id;
+    return true;
+}
+
+static bool reserve_word(struct run *r, size_t n)
+{
+    if (n <= r->cap_word)
         return true;
-    if (l->n == l->cap) {
-        size_t cap = l->cap * 2 + 16;
-        struct fragment *p = mem_grow(l->f, cap, sizeof *p);
-        if (p == NULL)
-            return err_set(err, ERR_OOM, "no memory for %zu pieces of text", cap);
-        l->f = p;
-        l->cap = cap;
-    }
-    l->f[l->n++] = (struct fragment){id, s, len};
+    char *word = mem_grow(r->word, n, 1);
+    if (word == NULL)
+        return err_set(r->err, ERR_OOM, "no memory to encode %zu bytes", n);
+    r->word = word;
+    r->cap_word = n;
     return true;
 }
 
-/* Cuts one text at every occurrence of a special token. */
-static bool cut_text(struct fragments *out, const char *s, size_t len, const struct special *sp, struct err *err)
+/* A character without a token: its bytes' tokens, or else the unknown token once. BPE vocabularies
+ * have symbols of one byte; where that has no token it is dropped, as everywhere. */
+static bool push_bytes(struct run *r, const char *s, size_t n)
 {
-    while (len > 0) {
-        const char *found = memmem(s, len, sp->s, sp->len);
-        if (found == NULL)
-            break;
-        if (!add_fragment(out, -1, s, (size_t)(found - s), err) || !add_fragment(out, sp->id, NULL, 0, err))
+    const struct tok *t = r->t;
+    for (size_t i = 0; i < n; i++)
+        if (t->vocab.byte_id[(unsigned char)s[i]] < 0)
+            return t->unk < 0 || t->bpe || push(r, t->unk);
+    for (size_t i = 0; i < n; i++)
+        if (!push(r, t->vocab.byte_id[(unsigned char)s[i]]))
             return false;
-        len -= (size_t)(found - s) + sp->len;
-        s = found + sp->len;
-        while (sp->rstrip && len > 0 && isspace((unsigned char)*s)) {
-            s++;
-            len--;
-        }
-    }
-    return add_fragment(out, -1, s, len, err);
+    return true;
 }
 
-/* Longer special tokens take precedence over shorter ones wherever they stand, so one token at a time cuts all texts. */
-static bool cut_specials(const struct tok *t, const char *text, size_t len, bool parse_special, struct fragments *out,
-                         struct err *err)
+static bool encode_word(struct run *r, const char *word, size_t n)
 {
-    if (!add_fragment(out, -1, text, len, err))
+    const struct tok *t = r->t;
+    if (!merger_run(&r->merger, &t->vocab, t->bpe ? &t->merges : NULL, word, n))
+        return err_set(r->err, ERR_OOM, "no memory to encode a word of %zu bytes", n);
+    const struct sym *syms = r->merger.syms;
+    for (int32_t i = 0; i >= 0; i = syms[i].next)
+        if (!(syms[i].id >= 0 ? push(r, syms[i].id)
+                              : push_bytes(r, word + syms[i].at, syms[i].len)))
+            return false;
+    return true;
+}
+
+/* The token whose text is the whole word, -1. */
+static int32_t find_word(struct run *r, const char *word, size_t n)
+{
+    if (n > r->t->vocab.max_len)
+        return -1; /* a byte is at least one byte of token text */
+    size_t len = 0;
+    for (size_t i = 0; i < n; i++)
+        len += (size_t)vocab_byte_text((uint8_t)word[i], r->word + len);
+    return vocab_find_plain(&r->t->vocab, r->word, len);
+}
+
+static bool encode_bpe(struct run *r, const char *text, size_t len)
+{
+    struct pretok_walk walk;
+    if (!pretok_begin(&walk, r->t->pre, text, len, r->err))
         return false;
-    for (size_t i = 0; i < t->n_special; i++) {
-        const struct special *sp = &t->special[i];
-        if ((!parse_special && !sp->user_defined) || memmem(text, len, sp->s, sp->len) == NULL)
-            continue;
-        struct fragments next = {0};
-        bool ok = true;
-        for (size_t j = 0; ok && j < out->n; j++) {
-            const struct fragment *f = &out->f[j];
-            ok = f->id >= 0 ? add_fragment(&next, f->id, NULL, 0, err) : cut_text(&next, f->s, f->len, sp, err);
-        }
-        free(out->f);
-        *out = next;
-        if (!ok)
-            return false;
+    bool whole = pretok_ignores_merges(r->t->pre),
+         ok = !whole || reserve_word(r, r->t->vocab.max_len * 2);
+    size_t at, n;
+    while (ok && (ok = pretok_next(&walk, &at, &n, r->err))) {
+        int32_t id = n == 1  ? r->t->vocab.byte_id[(unsigned char)text[at]]
+                     : whole ? find_word(r, text + at, n)
+                             : -1;
+        ok = id >= 0 ? push(r, id) : encode_word(r, text + at, n);
     }
-    return true;
+    pretok_end(&walk);
+    return ok || r->err->code == ERR_NONE;
 }
 
-static bool encode_fragments(const struct tok *t, const struct fragments *l, struct ids *out, struct err *err)
+static bool is_mark(const char *s, const char *end)
 {
-    bool after_special = true;
-    for (size_t i = 0; i < l->n; i++) {
-        const struct fragment *f = &l->f[i];
-        bool ok;
-        if (f->id >= 0)
-            ok = ids_add(out, f->id, err);
-        else if (t->bpe != NULL)
-            ok = bpe_encode(t->bpe, f->s, f->len, out, err);
+    return end - s >= 3 && memcmp(s, SPACE_MARK, 3) == 0;
+}
+
+/* Spaces become marks; then words are merged one by one. No token of the vocabulary has a mark
+ * behind another character (else words_apart is false), so no merge can cross from one word to the
+ * next. */
+static bool encode_spm(struct run *r, const char *text, size_t len)
+{
+    bool prefix = r->t->space_prefix; /* each text begins the whole or follows a special token */
+    size_t n = len + (prefix ? 3 : 0);
+    for (size_t i = 0; i < len; i++)
+        n += text[i] == ' ' ? 2 : 0;
+    if (!reserve_word(r, n))
+        return false;
+    char *out = r->word;
+    if (prefix)
+        out = mempcpy(out, SPACE_MARK, 3);
+    for (size_t i = 0; i < len; i++) {
+        if (text[i] == ' ')
+            out = mempcpy(out, SPACE_MARK, 3);
         else
-            ok = spm_encode(&t->spm, f->s, f->len, t->add_space && after_special, out, err);
-        if (!ok)
+            *out++ = text[i];
+    }
+    const char *end = out;
+    for (const char *word = r->word, *next; word < end; word = next) {
+        next = end;
+        if (r->t->vocab.words_apart) {
+            next = word;
+            while (is_mark(next, end))
+                next += 3;
+            while (next < end && !is_mark(next, end))
+                next++;
+        }
+        if (!encode_word(r, word, (size_t)(next - word)))
             return false;
-        after_special = f->id >= 0;
     }
     return true;
 }
 
-bool tok_encode(const struct tok *t, const char *text, size_t len, bool add_special, bool parse_special, size_t max,
-                int32_t **ids, size_t *n, struct err *err)
+/* Plain text between special tokens. */
+static bool encode_text(struct run *r, const char *text, size_t len)
 {
-    struct ids out = {.max = max};
-    struct fragments l = {0};
-    *ids = NULL;
-    *n = 0;
-    if (!utf8_valid(text, len))
-        return err_set(err, ERR_INVALID, "the text is not valid UTF-8");
-    bool ok = len <= UINT32_MAX / 4 || err_set(err, ERR_INVALID, "the text has %zu bytes, allowed up to %u", len, UINT32_MAX / 4);
-    ok = ok && cut_specials(t, text, len, parse_special, &l, err);
-    ok = ok && (!add_special || !tok_adds_bos(t) || ids_add(&out, t->bos, err));
-    ok = ok && encode_fragments(t, &l, &out, err);
-    ok = ok && (!add_special || !t->add_eos || t->eos < 0 || ids_add(&out, t->eos, err));
-    free(l.f);
-    if (!ok) {
-        free(out.id);
+    return r->t->bpe ? encode_bpe(r, text, len) : encode_spm(r, text, len);
+}
+
+static bool strips_after(const struct tok *t, int32_t id)
+{
+    const struct gguf_str *s = &t->vocab.text[id];
+    return t->strip_after && !str_is(s, "<unk>") && !str_is(s, "<s>") &&
+           !str_is(s, "<|endoftext|>");
+}
+
+static bool is_space(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+static bool encode_parts(struct run *r, const char *text, size_t len, enum tok_add add,
+                         bool parse_special)
+{
+    const struct tok *t = r->t;
+    size_t from = 0, at;
+    int32_t id;
+    bool found = special_find(&t->special, &t->vocab, text, 0, len, parse_special, &at, &id);
+    if (add != TOK_ADD_NONE && t->add_bos &&
+        !(add == TOK_ADD_ONCE && found && at == 0 && id == t->bos) && !push(r, t->bos))
         return false;
+    while (found) {
+        if (at > from && !encode_text(r, text + from, at - from))
+            return false;
+        if (!push(r, id))
+            return false;
+        from = at + t->vocab.text[id].len;
+        while (strips_after(t, id) && from < len && is_space(text[from]))
+            from++;
+        found = special_find(&t->special, &t->vocab, text, from, len, parse_special, &at, &id);
     }
-    *ids = out.id;
-    *n = out.n;
-    return true;
+    if (from < len && !encode_text(r, text + from, len - from))
+        return false;
+    return add == TOK_ADD_NONE || !t->add_eos || push(r, t->eos);
 }
 
 size_t tok_at_least(const struct tok *t, const char *text, size_t len)
 {
-    size_t n = len;
-    for (size_t i = 0; t->strips && i < len; i++)
-        n -= isspace((unsigned char)text[i]) != 0;
-    return t->longest > 0 ? n / t->longest : 0;
+    size_t n = 0; /* bytes that some token must cover: not those that may be dropped */
+    for (size_t i = 0; i < len; i++)
+        if (t->vocab.byte_id[(unsigned char)text[i]] >= 0 && !(t->strip_after && is_space(text[i])))
+            n++;
+    return n / t->vocab.max_cover;
 }
 
-/* ---- decode ---- */
-
-const char *tok_piece(const struct tok *t, int32_t id, bool special, size_t *len)
+bool tok_encode(const struct tok *t, const char *text, size_t len, enum tok_add add,
+                bool parse_special, size_t max, int32_t **ids, size_t *n, struct err *err)
 {
-    *len = 0;
-    if (!in_vocab(t, id) || (!special && tok_is_special(t, id)))
-        return "";
-    *len = t->piece_at[id + 1] - t->piece_at[id];
-    return t->pieces + t->piece_at[id];
-}
-
-bool tok_decode(const struct tok *t, const int32_t *ids, size_t n, bool special, char **text, size_t *len, struct err *err)
-{
-    struct buf out = {0};
-    for (size_t i = 0; i < n; i++) {
-        size_t k;
-        const char *p = tok_piece(t, ids[i], special, &k);
-        bool drop = i == 0 && t->add_space && k > 0 && p[0] == ' ';    /* the space that encoding put in front */
-        buf_add(&out, p + drop, k - drop);
-    }
-    if (!buf_add(&out, "", 0)) {
-        buf_free(&out);
-        return err_set(err, ERR_OOM, "no memory to decode %zu tokens", n);
-    }
-    *text = out.data;
-    *len = out.len;
-    return true;
-}
-
-void tok_stream_init(struct tok_stream *s, const struct tok *t)
-{
-    *s = (struct tok_stream){.tok = t};
-}
-
-/* Appends s as valid UTF-8, each byte that can never belong to a character as U+FFFD; returns what is incomplete. */
-static size_t put_text(struct buf *out, const char *s, size_t n)
-{
-    size_t i = 0, run = 0;
-    while (i < n) {
-        uint32_t cp;
-        int len = utf8_decode(s + i, n - i, &cp);
-        if (len < 0)
-            break;
-        if (len == 0) {
-            buf_add(out, s + run, i - run);
-            buf_puts(out, "\xEF\xBF\xBD");
-            run = i + 1;
-        }
-        i += len > 0 ? (size_t)len : 1;
-    }
-    buf_add(out, s + run, i - run);
-    return n - i;
-}
-
-bool tok_stream_push(struct tok_stream *s, int32_t id, struct buf *out)
-{
-    size_t n;
-    const char *p = tok_piece(s->tok, id, false, &n);
-    if (s->n_held == 0) {
-        s->n_held = put_text(out, p, n);
-        memcpy(s->held, p + n - s->n_held, s->n_held);
-        return !out->failed;
-    }
-    struct buf joined = {0};    /* rare: a character cut by a token border */
-    buf_add(&joined, s->held, s->n_held);
-    buf_add(&joined, p, n);
-    if (joined.failed) {
-        buf_free(&joined);
+    struct err unasked;
+    struct run r = {.t = t, .max = max, .err = err != NULL ? err : &unasked};
+    *ids = NULL;
+    *n = 0;
+    if (len > INT32_MAX / 4)
+        return err_set(r.err, ERR_INVALID, "a text of %zu bytes, at most %d", len, INT32_MAX / 4);
+    if (!utf8_valid(text, len))
+        return err_set(r.err, ERR_INVALID, "the text is not valid UTF-8");
+    bool ok = encode_parts(&r, text, len, add, parse_special);
+    merger_free(&r.merger);
+    free(r.word);
+    if (ok && r.ids == NULL)
+        ok = (r.ids = mem_alloc(1, sizeof *r.ids)) != NULL ||
+             err_set(r.err, ERR_OOM, "no memory for the tokens");
+    if (!ok) {
+        free(r.ids);
         return false;
     }
-    s->n_held = put_text(out, joined.data, joined.len);
-    memcpy(s->held, joined.data + joined.len - s->n_held, s->n_held);
-    buf_free(&joined);
-    return !out->failed;
-}
-
-bool tok_stream_end(struct tok_stream *s, struct buf *out)
-{
-    if (s->n_held > 0)
-        buf_puts(out, "\xEF\xBF\xBD");
-    s->n_held = 0;
-    return !out->failed;
+    *ids = r.ids;
+    *n = r.n;
+    return true;
 }
