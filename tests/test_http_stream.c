@@ -482,6 +482,7 @@ START_TEST(queue_full)
     client_close(&c);
     for (int i = 0; i < 3; i++)
         sse_close(&s[i]);
+    ck_assert(served_wait(&slow, "inferd_requests_waiting", 0, 5000));    /* or the control request finds the queue full */
     served_check(&slow, "queue_full");
 }
 END_TEST
