@@ -164,7 +164,7 @@ cuda-check: $(BIN)/test_cuda
 cuda-objects: $(call objs,$(CU))
 asan tsan:
 	$(MAKE) CONFIG=$@ tests
-	scripts/run-tests $(BUILD)/$@ $(TESTS)
+	CK_TIMEOUT_MULTIPLIER=40 scripts/run-tests $(BUILD)/$@ $(TESTS)
 
 # Each fuzz target for FUZZ_SECONDS, from the corpus that earlier runs left.
 FUZZ_SECONDS ?= 60
