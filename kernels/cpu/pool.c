@@ -16,12 +16,34 @@
 
 enum { SPIN_NS = 50000, SPINS_PER_LOOK = 64 };
 
+/* The word that threads meet at: number of the run, whether it still takes workers, how many it took and how many of those
+ * are done. A worker that comes after the caller closed the run is not waited for: a thread that lost its CPU holds up
+ * only the work it had already taken. */
+#define RUN_OPEN (1ull << 31)
+#define RUN_DONE (1ull << 16)
+#define RUN_JOINED 1ull
+
+static uint32_t run_number(uint64_t state)
+{
+    return (uint32_t)(state >> 32);
+}
+
+static unsigned n_joined(uint64_t state)
+{
+    return (unsigned)(state & 0xFFFF);
+}
+
+static unsigned n_done(uint64_t state)
+{
+    return (unsigned)(state >> 16 & 0x7FFF);
+}
+
 struct pool {
-    _Alignas(64) atomic_uint epoch;     /* counts runs; workers wait for it to change */
-    _Alignas(64) atomic_int busy;       /* workers that have not finished the run */
-    atomic_int sleepers;
+    _Alignas(64) _Atomic uint64_t state;
+    _Alignas(64) atomic_bool asleep;    /* some worker sleeps on bell, or is about to */
+    atomic_uint bell;
     atomic_bool quit;
-    void (*fn)(void *arg);              /* written before epoch, read after it */
+    _Alignas(64) void (*fn)(void *arg); /* written before a run opens, read by those who joined it */
     void *arg;
     int n;
     pthread_t *threads;                 /* (n - 1) */
@@ -44,42 +66,64 @@ static void futex_wake_all(atomic_uint *word)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Waits until epoch leaves `seen`: spinning first, then asleep. */
-static void wait_epoch(struct pool *p, unsigned seen)
+static bool has_news(struct pool *p, uint32_t seen, uint64_t *state)
 {
-    uint64_t start = clock_ns();
-    for (;;) {
+    *state = atomic_load(&p->state);
+    return run_number(*state) != seen || atomic_load_explicit(&p->quit, memory_order_relaxed);
+}
+
+/* The state once there is a run other than `seen`, or the pool closes: spinning first, then asleep. */
+static uint64_t wait_run(struct pool *p, uint32_t seen)
+{
+    uint64_t state, start = clock_ns();
+    do {
         for (int i = 0; i < SPINS_PER_LOOK; i++) {
-            if (atomic_load_explicit(&p->epoch, memory_order_acquire) != seen)
-                return;
+            if (has_news(p, seen, &state))
+                return state;
             pause_cpu();
         }
-        if (clock_ns() - start > SPIN_NS)
-            break;
+    } while (clock_ns() - start < SPIN_NS);
+    for (;;) {
+        unsigned bell = atomic_load(&p->bell);
+        atomic_store(&p->asleep, true);    /* before the last look: the caller looks at it after it opened a run */
+        if (has_news(p, seen, &state))
+            return state;
+        futex_wait(&p->bell, bell);
     }
-    atomic_fetch_add(&p->sleepers, 1);
-    while (atomic_load_explicit(&p->epoch, memory_order_acquire) == seen)
-        futex_wait(&p->epoch, seen);
-    atomic_fetch_sub(&p->sleepers, 1);
+}
+
+static bool join(struct pool *p, uint64_t state)
+{
+    uint32_t run = run_number(state);
+    while (run_number(state) == run && (state & RUN_OPEN))
+        if (atomic_compare_exchange_weak_explicit(&p->state, &state, state + RUN_JOINED, memory_order_acquire,
+                                                  memory_order_relaxed))
+            return true;
+    return false;
 }
 
 static void *work(void *arg)
 {
     struct pool *p = arg;
-    for (unsigned seen = 0;; seen++) {
-        wait_epoch(p, seen);
+    for (uint32_t seen = 0;;) {
+        uint64_t state = wait_run(p, seen);
         if (atomic_load(&p->quit))
             return NULL;
+        seen = run_number(state);
+        if (!join(p, state))
+            continue;
         p->fn(p->arg);
-        atomic_fetch_sub_explicit(&p->busy, 1, memory_order_release);
+        atomic_fetch_add_explicit(&p->state, RUN_DONE, memory_order_release);
     }
 }
 
-static void start_epoch(struct pool *p)
+static void wake(struct pool *p)
 {
-    atomic_fetch_add(&p->epoch, 1);
-    if (atomic_load(&p->sleepers) > 0)
-        futex_wake_all(&p->epoch);
+    if (!atomic_load(&p->asleep))
+        return;
+    atomic_store(&p->asleep, false);
+    atomic_fetch_add(&p->bell, 1);
+    futex_wake_all(&p->bell);
 }
 
 void pool_run(struct pool *p, void (*fn)(void *arg), void *arg)
@@ -90,14 +134,17 @@ void pool_run(struct pool *p, void (*fn)(void *arg), void *arg)
     }
     p->fn = fn;
     p->arg = arg;
-    atomic_store_explicit(&p->busy, p->n - 1, memory_order_relaxed);
-    start_epoch(p);
+    uint64_t run = (uint64_t)run_number(atomic_load_explicit(&p->state, memory_order_relaxed)) + 1;
+    atomic_store(&p->state, run << 32 | RUN_OPEN);
+    wake(p);
     fn(arg);
-    for (int spins = 0; atomic_load_explicit(&p->busy, memory_order_acquire) > 0; spins++) {
-        if (spins < 20000)
+    uint64_t state = atomic_fetch_and_explicit(&p->state, ~RUN_OPEN, memory_order_acq_rel);
+    for (int spins = 0; n_done(state) < n_joined(state); spins++) {
+        if (spins < 2000)
             pause_cpu();
         else
-            sched_yield();    /* a worker lost its CPU: let it have ours */
+            sched_yield();    /* a worker lost its CPU in the middle of its work: let it have ours */
+        state = atomic_load_explicit(&p->state, memory_order_acquire);
     }
 }
 
@@ -151,8 +198,8 @@ void pool_close(struct pool *p)
     if (p == NULL)
         return;
     atomic_store(&p->quit, true);
-    atomic_fetch_add(&p->epoch, 1);
-    futex_wake_all(&p->epoch);
+    atomic_fetch_add(&p->bell, 1);
+    futex_wake_all(&p->bell);
     for (int i = 0; i < p->n - 1; i++)
         pthread_join(p->threads[i], NULL);
     free(p->threads);

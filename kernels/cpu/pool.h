@@ -1,4 +1,4 @@
-/* The CPU device's worker threads: run one function on all of them and wait. Between runs workers spin for about 50 us (a
+/* The CPU device's worker threads: run one function on all of them that are there, and wait. Between runs workers spin for about 50 us (a
  * step is hundreds of short runs), then sleep, so that an idle worker costs nothing. */
 #ifndef KERNELS_CPU_POOL_H
 #define KERNELS_CPU_POOL_H
@@ -13,7 +13,8 @@ void pool_close(struct pool *p);
 int pool_size(const struct pool *p);
 int pool_default(void);    /* what 0 means */
 
-/* Runs fn(arg) on every thread, the caller's included, and returns when all are done. */
+/* Runs fn(arg) here and on every worker that comes before this thread is through, and returns when all of them are. So fn
+ * must hand out its work by a counter, and be ready to do all of it alone. Not to be nested. */
 void pool_run(struct pool *p, void (*fn)(void *arg), void *arg);
 
 /* Work handed out in index order to whoever asks: a static half would wait for a thread that lost its CPU. */
