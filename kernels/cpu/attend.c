@@ -94,21 +94,26 @@ void kv_store_row(struct cpu *c, int layer, const struct row *row, const float *
     }
 }
 
-/* A tile as floats, in place or in scratch. */
-static const float *load_tile(struct cpu *c, char *tile, int which, float *scratch)
+/* A tile as the kernel reads it: in place, or as floats in scratch. */
+static const void *load_tile(struct cpu *c, char *tile, int which, float *scratch)
 {
     const struct kern_config *cfg = &c->cfg;
+    const int8_t *codes = (const int8_t *)tile;
     int hd = cfg->head_dim;
-    if (cfg->kv_type == KV_F32)
-        return (const float *)tile;
-    if (cfg->kv_type == KV_F16) {
-        c->ops->from_f16((const uint16_t *)tile, scratch, hd * NUM_TILE);
-        return scratch;
+    if (cfg->kv_type != KV_Q8_0)
+        return tile;
+    float scale[NUM_TILE];
+    for (int d = 0; which == 0 && d < hd; d++) {
+        if (d % NUM_BLOCK == 0)
+            c->ops->from_f16(scale_at(cfg, tile, 0, (size_t)d / NUM_BLOCK, 0), scale, NUM_TILE);
+        for (int j = 0; j < NUM_TILE; j++)
+            scratch[d * NUM_TILE + j] = scale[j] * (float)codes[d * NUM_TILE + j];
     }
-    for (int d = 0; d < hd; d++)
-        for (int j = 0; j < NUM_TILE; j++) {
-            size_t e = element(cfg, which, d, j);
-            scratch[e] = num_f16_to_f32(*scale_at(cfg, tile, which, (size_t)d / NUM_BLOCK, j)) * (float)((int8_t *)tile)[e];
+    for (int j = 0; which == 1 && j < NUM_TILE; j++)
+        for (int b = 0; b < hd; b += NUM_BLOCK) {
+            float one = num_f16_to_f32(*scale_at(cfg, tile, 1, (size_t)b / NUM_BLOCK, j));
+            for (int d = b; d < hd && d < b + NUM_BLOCK; d++)
+                scratch[j * hd + d] = one * (float)codes[j * hd + d];
         }
     return scratch;
 }
@@ -141,7 +146,9 @@ struct scratch {
     float *keys, *values;       /* (head_dim, 64), (64, head_dim) */
     float *q;                   /* (max_queries, head_dim) */
     float (*s)[NUM_TILE];       /* (max_queries) */
-    char *tile, *split, *all;   /* parts */
+    float *fa, *fb;
+    bool *first;
+    char *split, *all;          /* parts */
     int *lo, *hi;
     struct part **out;
 };
@@ -150,7 +157,7 @@ size_t attend_tile_bytes(const struct kern_config *c)
 {
     size_t q = (size_t)max_queries(c), hd = (size_t)c->head_dim;
     size_t bytes = 2 * hd * NUM_TILE * sizeof(float) + q * hd * sizeof(float) + q * NUM_TILE * sizeof(float) +
-                   3 * q * part_bytes(c) + q * (2 * sizeof(int) + sizeof(struct part *));
+                   2 * q * part_bytes(c) + q * (2 * sizeof(int) + sizeof(struct part *) + 2 * sizeof(float) + sizeof(bool));
     return (bytes + 127) / 64 * 64;
 }
 
@@ -167,12 +174,14 @@ static struct scratch carve(const struct kern_config *c, char *p)
     s.values = s.keys + hd * NUM_TILE;
     s.q = s.values + hd * NUM_TILE;
     s.s = (float (*)[NUM_TILE])(s.q + q * hd);
-    s.tile = (char *)(s.s + q);
-    s.split = s.tile + q * part;
+    s.split = (char *)(s.s + q);
     s.all = s.split + q * part;
     s.out = (struct part **)(s.all + q * part);
     s.lo = (int *)(s.out + q);
     s.hi = s.lo + q;
+    s.fa = (float *)(s.hi + q);
+    s.fb = s.fa + q;
+    s.first = (bool *)(s.fb + q);
     return s;
 }
 
@@ -235,16 +244,20 @@ static void attend_tile(struct attend_run *r, struct scratch *s, const struct bl
     }
     if (from < 0)
         return;
-    const float *keys = load_tile(c, tile_at(c, r->l->index, rows->seq, t, kv_head, 0), 0, s->keys);
-    c->ops->scores(keys, hd, s->q + (size_t)(from * g) * (size_t)hd, (size_t)hd, (to - from) * g, s->s + from * g);
-    for (int h = from * g; h < to * g; h++) {
-        s->out[h] = part_of(c, s->tile, h);
-        c->ops->weigh(s->s[h], s->lo[h], s->hi[h], s->out[h]);
-    }
-    const float *values = load_tile(c, tile_at(c, r->l->index, rows->seq, t, kv_head, 1), 1, s->values);
-    c->ops->values(values, hd, s->s + from * g, s->lo + from * g, s->hi + from * g, (to - from) * g, s->out + from * g);
     for (int h = from * g; h < to * g; h++)
-        merge_part(c, part_of(c, s->split, h), s->out[h]);
+        s->out[h] = part_of(c, s->split, h);
+    char *keys = tile_at(c, r->l->index, rows->seq, t, kv_head, 0), *values = tile_at(c, r->l->index, rows->seq, t, kv_head, 1);
+    bool goes_on = t + NUM_TILE <= rows[b->n_rows - 1].pos;
+    int at = from * g, n_q = (to - from) * g;
+    struct tile tile = {
+        .next = goes_on ? tile_at(c, r->l->index, rows->seq, t + NUM_TILE, kv_head, 0) : keys,
+        .half = c->cfg.kv_type == KV_F16,
+        .head_dim = hd, .n_q = n_q, .q = s->q + (size_t)at * (size_t)hd, .lo = s->lo + at, .hi = s->hi + at,
+        .out = s->out + at, .s = s->s + at, .fa = s->fa + at, .fb = s->fb + at, .first = s->first + at,
+    };
+    tile.keys = load_tile(c, keys, 0, s->keys);
+    tile.values = load_tile(c, values, 1, s->values);
+    c->ops->attend(&tile);
 }
 
 /* Split s of 256 positions, into s->split. */

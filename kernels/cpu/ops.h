@@ -6,10 +6,26 @@
 
 #include "kernels/kern.h"
 
-/* One head's attention over a run of keys: maximum, sum of exponentials, weighted values o[head_dim] behind it. */
+/* One head's attention over a run of keys: maximum, sum of exponentials, weighted values o[head_dim] behind it. No key yet:
+ * l < 0. */
 struct part {
     float m, l;
     float o[];
+};
+
+/* A tile of 64 keys and values for n_q queries that share them. Query i sees keys lo[i]..hi[i]; queries that see the same
+ * ones stand together. */
+struct tile {
+    const void *keys, *values;      /* (head_dim, 64), (64, head_dim) */
+    const void *next;               /* the keys read next: prefetched meanwhile; any address */
+    bool half;                      /* keys and values are IEEE half, else float */
+    int head_dim, n_q;
+    const float *q;                 /* (n_q, head_dim) */
+    const int *lo, *hi;             /* (n_q) */
+    struct part *const *out;        /* (n_q) */
+    float (*s)[NUM_TILE];           /* (n_q): scratch from here on */
+    float *fa, *fb;                 /* (n_q): factors of the merge */
+    bool *first;                    /* (n_q): nothing to merge with */
 };
 
 struct cpu_ops {
@@ -26,12 +42,8 @@ struct cpu_ops {
     void (*axpy)(float *y, float w, const float *x, int n);    /* y = fma(w, x, y) */
     void (*to_f16)(const float *x, uint16_t *out, int n);
     void (*from_f16)(const uint16_t *x, float *out, int n);
-    /* One tile for n_q heads that share keys: keys (head_dim, 64) and values (64, head_dim) as float; visible keys of
-     * head i are lo[i]..hi[i]. Writes part i at parts + i * stride bytes. q: n_q heads, q_stride floats apart. */
-    void (*scores)(const float *keys, int head_dim, const float *q, size_t q_stride, int n_q, float (*s)[NUM_TILE]);
-    void (*weigh)(float *s, int lo, int hi, struct part *out);    /* s becomes p; m and l */
-    void (*values)(const float *values, int head_dim, float (*p)[NUM_TILE], const int *lo, const int *hi, int n_q,
-                   struct part *const *out);
+    /* A tile's attention, merged into the parts of its queries. */
+    void (*attend)(const struct tile *t);
     void (*merge)(struct part *a, const struct part *b, int head_dim);
 };
 

@@ -34,6 +34,10 @@ static inline v8 v8_div(v8 a, v8 b)
 {
     return _mm256_div_ps(a, b);
 }
+static inline v8 v8_max(v8 a, v8 b)    /* b where a is NaN */
+{
+    return _mm256_max_ps(a, b);
+}
 static inline v8 v8_neg(v8 a)
 {
     return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));

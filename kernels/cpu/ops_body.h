@@ -22,6 +22,21 @@ static float tree64(v8 s[8])
     return t[0];
 }
 
+static float max8(v8 v)
+{
+    float t[8], m = -INFINITY;
+    v8_store(t, v);
+    for (int i = 0; i < 8; i++)
+        m = t[i] > m ? t[i] : m;
+    return m;
+}
+
+static inline __attribute__((always_inline)) void prefetch(const void *p, size_t at, const size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)p + at + i);
+}
+
 static float norm_scale(const float *x, int n, float eps)
 {
     v8 s[8];
@@ -127,123 +142,143 @@ static void op_from_f16(const uint16_t *x, float *out, int n)
         v8_store(out + i, v8_load_f16(x + i));
 }
 
-/* Scores of one head: 64 keys in eight vectors, a chain over the head dimension in each lane. */
-static void scores1(const float *keys, int hd, const float *q, float *s)
+static inline __attribute__((always_inline)) v8 load_kv(bool half, const void *p, size_t i)
 {
-    v8 a[8];
-    for (int j = 0; j < 8; j++)
-        a[j] = v8_set1(0);
-    for (int d = 0; d < hd; d++) {
-        v8 qd = v8_set1(q[d]);
-        for (int j = 0; j < 8; j++)
-            a[j] = v8_fma(qd, v8_load(keys + (size_t)d * NUM_TILE + 8 * j), a[j]);
-    }
-    for (int j = 0; j < 8; j++)
-        v8_store(s + 8 * j, a[j]);
+    return half ? v8_load_f16((const uint16_t *)p + i) : v8_load((const float *)p + i);
 }
 
-/* Three heads by 32 keys: twelve accumulators share the loads of keys. */
-static void scores3(const float *keys, int hd, const float *q, size_t q_stride, float (*s)[NUM_TILE])
+/* Scores of n queries with the 64 keys of a tile, w vectors of keys at a time: a chain over the head dimension in each lane;
+ * the n queries share the loads of keys. */
+static inline __attribute__((always_inline)) void scores(const struct tile *t, bool half, int first, const int n, const int w)
 {
-    for (int half = 0; half < NUM_TILE; half += 32) {
-        v8 a[3][4];
-        for (int h = 0; h < 3; h++)
-            for (int j = 0; j < 4; j++)
-                a[h][j] = v8_set1(0);
+    const int hd = t->head_dim;
+    const float *q = t->q + (size_t)first * (size_t)hd;
+    for (int j0 = 0; j0 < NUM_TILE; j0 += 8 * w) {
+        v8 a[4][8];
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < w; j++)
+                a[i][j] = v8_set1(0);
         for (int d = 0; d < hd; d++) {
-            const float *k = keys + (size_t)d * NUM_TILE + half;
-            v8 q0 = v8_set1(q[d]), q1 = v8_set1(q[q_stride + (size_t)d]), q2 = v8_set1(q[2 * q_stride + (size_t)d]);
-            for (int j = 0; j < 4; j++) {
-                v8 kj = v8_load(k + 8 * j);
-                a[0][j] = v8_fma(q0, kj, a[0][j]);
-                a[1][j] = v8_fma(q1, kj, a[1][j]);
-                a[2][j] = v8_fma(q2, kj, a[2][j]);
+            prefetch(t->values, (size_t)(d * NUM_TILE + j0) * (half ? 2 : 4), (size_t)(8 * w * (half ? 2 : 4)));
+            v8 qd[4];
+            for (int i = 0; i < n; i++)
+                qd[i] = v8_set1(q[i * hd + d]);
+            for (int j = 0; j < w; j++) {
+                v8 k = load_kv(half, t->keys, (size_t)(d * NUM_TILE + j0 + 8 * j));
+                for (int i = 0; i < n; i++)
+                    a[i][j] = v8_fma(qd[i], k, a[i][j]);
             }
         }
-        for (int h = 0; h < 3; h++)
-            for (int j = 0; j < 4; j++)
-                v8_store(s[h] + half + 8 * j, a[h][j]);
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < w; j++)
+                v8_store(t->s[first + i] + j0 + 8 * j, a[i][j]);
     }
 }
 
-static void op_scores(const float *keys, int hd, const float *q, size_t q_stride, int n_q, float (*s)[NUM_TILE])
+/* Scores of one query become weights; how its part and this tile's are merged. */
+static void weigh(const struct tile *t, int i)
 {
-    int i = 0;
-    for (; i + 3 <= n_q; i += 3)
-        scores3(keys, hd, q + (size_t)i * q_stride, q_stride, s + i);
-    for (; i < n_q; i++)
-        scores1(keys, hd, q + (size_t)i * q_stride, s[i]);
-}
-
-static void op_weigh(float *s, int lo, int hi, struct part *out)
-{
-    float m = -INFINITY;
-    for (int j = lo; j <= hi; j++)
-        m = s[j] > m ? s[j] : m;
+    float *s = t->s[i], m, l;
+    const int lo = t->lo[i], hi = t->hi[i];
+    struct part *out = t->out[i];
+    v8 p[8], max = v8_set1(-INFINITY);
     for (int j = 0; j < lo; j++)
         s[j] = -INFINITY;
     for (int j = hi + 1; j < NUM_TILE; j++)
         s[j] = -INFINITY;
-    v8 t[8], vm = v8_set1(m);
-    for (int j = 0; j < 8; j++) {
-        t[j] = v8_exp(v8_sub(v8_load(s + 8 * j), vm));
-        v8_store(s + 8 * j, t[j]);
-    }
-    for (int j = 0; j < lo; j++)    /* -inf - -inf is NaN when every score is -inf; masked keys weigh nothing even then */
-        s[j] = 0;
-    for (int j = hi + 1; j < NUM_TILE; j++)
-        s[j] = 0;
     for (int j = 0; j < 8; j++)
-        t[j] = v8_load(s + 8 * j);
-    out->m = m;
-    out->l = tree64(t);
+        max = v8_max(v8_load(s + 8 * j), max);
+    m = max8(max);
+    for (int j = 0; j < 8; j++) {
+        p[j] = v8_exp(v8_sub(v8_load(s + 8 * j), v8_set1(m)));
+        v8_store(s + 8 * j, p[j]);
+    }
+    if (!(m > -INFINITY)) {    /* -inf - -inf is NaN, of which v8_exp makes a number: masked keys weigh nothing even then */
+        for (int j = 0; j < NUM_TILE; j++)
+            s[j] = j < lo || j > hi ? 0 : s[j];
+        for (int j = 0; j < 8; j++)
+            p[j] = v8_load(s + 8 * j);
+    }
+    l = tree64(p);
+    t->first[i] = out->l < 0;
+    if (t->first[i]) {
+        out->m = m;
+        out->l = l;
+    } else {
+        out->m = num_merge(out->m, m, &t->fa[i], &t->fb[i]);
+        out->l = fmaf(l, t->fb[i], out->l * t->fa[i]);
+    }
 }
 
-/* n heads by 8 * w dimensions from dimension d on; a chain over the keys in each lane. */
-#define VALUES_BLOCK(n, w)                                                                                             \
-    static void values_##n##_##w(const float *v, int hd, float (*p)[NUM_TILE], int lo, int hi, int d,                  \
-                                 struct part *const *out)                                                              \
-    {                                                                                                                  \
-        v8 a[n][w];                                                                                                    \
-        for (int h = 0; h < n; h++)                                                                                    \
-            for (int j = 0; j < w; j++)                                                                                \
-                a[h][j] = v8_set1(0);                                                                                  \
-        for (int k = lo; k <= hi; k++) {                                                                               \
-            const float *row = v + (size_t)k * (size_t)hd + d;                                                         \
-            for (int j = 0; j < w; j++) {                                                                              \
-                v8 vj = v8_load(row + 8 * j);                                                                          \
-                for (int h = 0; h < n; h++)                                                                            \
-                    a[h][j] = v8_fma(v8_set1(p[h][k]), vj, a[h][j]);                                                   \
-            }                                                                                                          \
-        }                                                                                                              \
-        for (int h = 0; h < n; h++)                                                                                    \
-            for (int j = 0; j < w; j++)                                                                                \
-                v8_store(out[h]->o + d + 8 * j, a[h][j]);                                                              \
-    }
-VALUES_BLOCK(3, 4)
-VALUES_BLOCK(3, 1)
-VALUES_BLOCK(1, 8)
-VALUES_BLOCK(1, 1)
-
-static void op_values(const float *values, int hd, float (*p)[NUM_TILE], const int *lo, const int *hi, int n_q,
-                      struct part *const *out)
+/* Weighted values of n queries that see the same keys, 8 * w dimensions from d on: a chain over the keys in each lane. */
+static inline __attribute__((always_inline)) void values(const struct tile *t, bool half, int first, int d, const int n,
+                                                         const int w)
 {
-    int i = 0;
-    while (i < n_q) {
-        int d = 0;
-        if (i + 3 <= n_q && lo[i] == lo[i + 2] && hi[i] == hi[i + 2]) {    /* heads of one row see the same keys */
-            for (; d + 32 <= hd; d += 32)
-                values_3_4(values, hd, p + i, lo[i], hi[i], d, out + i);
-            for (; d < hd; d += 8)
-                values_3_1(values, hd, p + i, lo[i], hi[i], d, out + i);
-            i += 3;
-            continue;
+    const int hd = t->head_dim, lo = t->lo[first], hi = t->hi[first];
+    v8 a[4][8];
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < w; j++)
+            a[i][j] = v8_set1(0);
+    for (int k = lo; k <= hi; k++) {
+        prefetch(t->next, (size_t)(k * hd + d) * (half ? 2 : 4), (size_t)(8 * w * (half ? 2 : 4)));
+        v8 p[4];
+        for (int i = 0; i < n; i++)
+            p[i] = v8_set1(t->s[first + i][k]);
+        for (int j = 0; j < w; j++) {
+            v8 v = load_kv(half, t->values, (size_t)(k * hd + d + 8 * j));
+            for (int i = 0; i < n; i++)
+                a[i][j] = v8_fma(p[i], v, a[i][j]);
         }
-        for (; d + 64 <= hd; d += 64)
-            values_1_8(values, hd, p + i, lo[i], hi[i], d, out + i);
-        for (; d < hd; d += 8)
-            values_1_1(values, hd, p + i, lo[i], hi[i], d, out + i);
-        i++;
+    }
+    for (int i = 0; i < n; i++) {
+        float *o = t->out[first + i]->o + d;
+        v8 fa = v8_set1(t->fa[first + i]), fb = v8_set1(t->fb[first + i]);
+        for (int j = 0; j < w; j++)
+            v8_store(o + 8 * j, t->first[first + i] ? a[i][j] : v8_fma(a[i][j], fb, v8_mul(v8_load(o + 8 * j), fa)));
+    }
+}
+
+/* Twelve accumulators for three queries, eight else: enough to hide the latency of fma in 16 registers. */
+#define ATTEND_BLOCK(n, w)                                                                                             \
+    static void block_##n(const struct tile *t, bool half, int first)                                                  \
+    {                                                                                                                  \
+        int d = 0;                                                                                                     \
+        if (half)                                                                                                      \
+            scores(t, true, first, n, w);                                                                              \
+        else                                                                                                           \
+            scores(t, false, first, n, w);                                                                             \
+        for (int i = first; i < first + n; i++)                                                                        \
+            weigh(t, i);                                                                                               \
+        for (; half && d + 8 * w <= t->head_dim; d += 8 * w)                                                           \
+            values(t, true, first, d, n, w);                                                                           \
+        for (; !half && d + 8 * w <= t->head_dim; d += 8 * w)                                                          \
+            values(t, false, first, d, n, w);                                                                          \
+        for (; d < t->head_dim; d += 8)                                                                                \
+            values(t, half, first, d, n, 1);                                                                           \
+    }
+ATTEND_BLOCK(1, 8)
+ATTEND_BLOCK(2, 4)
+ATTEND_BLOCK(3, 4)
+ATTEND_BLOCK(4, 2)
+
+/* Blocks of queries that see the same keys: threes, as long as no single one is left behind. */
+static void op_attend(const struct tile *t)
+{
+    for (int i = 0, n; i < t->n_q; i += n) {
+        n = 1;
+        while (n < 4 && i + n < t->n_q && t->lo[i + n] == t->lo[i] && t->hi[i + n] == t->hi[i])
+            n++;
+        bool four_left = n == 4 && (i + 4 == t->n_q || t->hi[i + 4] != t->hi[i] || t->lo[i + 4] != t->lo[i]);
+        if (n == 4 && !four_left)
+            n = 3;
+        if (n == 1)
+            block_1(t, t->half, i);
+        else if (n == 2)
+            block_2(t, t->half, i);
+        else if (n == 3)
+            block_3(t, t->half, i);
+        else
+            block_4(t, t->half, i);
     }
 }
 
@@ -261,5 +296,5 @@ static void op_merge(struct part *a, const struct part *b, int hd)
     {                                                                                                                  \
         .name = label, .add_branch = op_add_branch, .add = op_add, .norm = op_norm, .rotate = op_rotate,               \
         .scale = op_scale, .activate = op_activate, .axpy = op_axpy, .to_f16 = op_to_f16, .from_f16 = op_from_f16,     \
-        .scores = op_scores, .weigh = op_weigh, .values = op_values, .merge = op_merge,                                \
+        .attend = op_attend, .merge = op_merge,                                \
     }

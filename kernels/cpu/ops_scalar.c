@@ -38,6 +38,10 @@ static v8 v8_div(v8 a, v8 b)
 {
     LANES(a.f[i] / b.f[i]);
 }
+static v8 v8_max(v8 a, v8 b)
+{
+    LANES(a.f[i] > b.f[i] ? a.f[i] : b.f[i]);
+}
 static v8 v8_neg(v8 a)
 {
     LANES(-a.f[i]);
