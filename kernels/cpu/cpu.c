@@ -255,6 +255,8 @@ static void cpu_head(struct kern *k, const struct head_params *p)
         quantise_row(c, &c->xn, n, cfg->dim);
         n++;
     }
+    if (n == 0)
+        return;
     const struct job job = {&p->out, 0, NULL, &c->xn, 0, n, c->logits, c->logits_stride};
     run_jobs(c, &job, 1);
 }

@@ -91,7 +91,8 @@ struct job {
 
 /* Groups [g0, g0 + n) of a job. */
 void job_groups(struct cpu *c, const struct job *j, int g0, int n);
-/* Runs jobs on the pool, cut into chunks of weights. */
+enum { MAX_JOBS = 64 };         /* of one run */
+/* Runs jobs on the pool, cut into chunks of weights and blocks of rows. */
 void run_jobs(struct cpu *c, const struct job *jobs, int n_jobs);
 /* Runs fn(c, arg, i) for i < n: on the pool when that pays, else here. */
 void run_rows(struct cpu *c, void (*fn)(struct cpu *c, void *arg, int i), void *arg, int n);

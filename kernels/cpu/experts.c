@@ -68,16 +68,14 @@ static const float *bias_of(const float *bias, const struct mat *m, int e)
     return bias == NULL ? NULL : bias + (size_t)e * (size_t)m->rows;
 }
 
-enum { EXPERTS_AT_ONCE = 64 };    /* jobs of one run; more experts take more runs */
-
 void experts_in(struct cpu *c, const struct layer *l)
 {
     struct routing *r = &c->route;
     const struct ffn_params *p = &l->ffn;
-    struct ffn_job jobs[EXPERTS_AT_ONCE];
+    struct ffn_job jobs[MAX_JOBS];
     route_rows(c);
     for (int done = 0, n; done < r->n_active; done += n) {
-        n = r->n_active - done < EXPERTS_AT_ONCE ? r->n_active - done : EXPERTS_AT_ONCE;
+        n = r->n_active - done < MAX_JOBS ? r->n_active - done : MAX_JOBS;
         for (int i = 0; i < n; i++) {
             int e = r->active[done + i], first = r->first[e], rows = r->first[e + 1] - first;
             jobs[i] = (struct ffn_job){
@@ -106,9 +104,9 @@ void experts_out(struct cpu *c, const struct layer *l)
 {
     struct routing *r = &c->route;
     const struct ffn_params *p = &l->ffn;
-    struct job jobs[EXPERTS_AT_ONCE];
+    struct job jobs[MAX_JOBS];
     for (int done = 0, n; done < r->n_active; done += n) {
-        n = r->n_active - done < EXPERTS_AT_ONCE ? r->n_active - done : EXPERTS_AT_ONCE;
+        n = r->n_active - done < MAX_JOBS ? r->n_active - done : MAX_JOBS;
         for (int i = 0; i < n; i++) {
             int e = r->active[done + i], first = r->first[e];
             jobs[i] = (struct job){&p->down, e, bias_of(p->down_bias, &p->down, e), &c->h, first, r->first[e + 1] - first,

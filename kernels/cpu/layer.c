@@ -4,9 +4,15 @@
 
 enum {
     CHUNK_BYTES = 24 << 10,     /* weights a thread takes at once: small enough to balance two noisy CPUs */
+    CHUNK_GROUPS = 4,           /* in multiples of the widest product tile, which is one block of h too */
+    BLOCK_BYTES = 192 << 10,    /* rows that many weights pass over while they stay in L2 ... */
+    BLOCK_ROWS = 64,            /* ... but enough rows for each weight that is read */
+    LEAST_ROWS = 16,            /* of a block, where chunks alone are too few tasks for the pool */
+    TASKS_PER_THREAD = 4,
+    PRODUCT_ROWS = 4,           /* rows of a product's tile */
     SERIAL_ROWS = 2,            /* up to here row work is done by the caller */
-    FFN_GROUPS = NUM_BLOCK / PACK_ROWS, /* groups that make one block of h */
 };
+_Static_assert(CHUNK_GROUPS * PACK_ROWS % NUM_BLOCK == 0, "a chunk is whole blocks of h");
 
 static bool is_quantised(const struct mat *m)
 {
@@ -39,24 +45,48 @@ void run_rows(struct cpu *c, void (*fn)(struct cpu *c, void *arg, int i), void *
         pool_run(c->pool, work_rows, &r);
 }
 
-/* Groups a thread takes at once, in multiples of `multiple`. */
-static int chunk_groups(const struct mat *m, int multiple)
-{
-    int n = (int)(CHUNK_BYTES / pack_group_bytes(m->type, m->cols));
-    n = n / multiple * multiple;
-    return n < multiple ? multiple : n;
-}
-
-static int n_chunks(const struct mat *m, int multiple)
-{
-    int chunk = chunk_groups(m, multiple);
-    return (pack_n_groups(m->rows) + chunk - 1) / chunk;
-}
-
-/* The i-th chunk counted over all jobs: which job, and where in it. */
-struct chunk {
-    int job, g0, n;
+/* How a job is cut into tasks: chunks of groups, and for many rows blocks of rows. */
+struct grid {
+    int chunk, n_chunks;        /* groups */
+    int block, n_blocks;        /* rows */
 };
+
+static int divide_up(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static struct grid cut(const struct cpu *c, const struct job *j)
+{
+    const struct mat *m = j->m;
+    struct grid g;
+    int fit = (int)(CHUNK_BYTES / pack_group_bytes(m->type, m->cols));
+    int rows_fit = max_int((int)(BLOCK_BYTES / act_row_bytes(m->cols)), BLOCK_ROWS);
+    g.chunk = max_int(fit / CHUNK_GROUPS * CHUNK_GROUPS, CHUNK_GROUPS);
+    g.n_chunks = divide_up(pack_n_groups(m->rows), g.chunk);
+    int wanted = divide_up(TASKS_PER_THREAD * pool_size(c->pool), g.n_chunks), most = divide_up(j->n_rows, LEAST_ROWS);
+    g.n_blocks = max_int(divide_up(j->n_rows, rows_fit), wanted < most ? wanted : most);
+    g.block = divide_up(divide_up(j->n_rows, g.n_blocks), PRODUCT_ROWS) * PRODUCT_ROWS;
+    g.n_blocks = divide_up(j->n_rows, g.block);
+    return g;
+}
+
+/* Task i of a job: a part of its rows. Chunks follow each other within a block of rows. */
+static struct job part_of(const struct job *j, const struct grid *g, int i, int *g0, int *n)
+{
+    struct job part = *j;
+    int row = i / g->n_chunks * g->block, groups = pack_n_groups(j->m->rows);
+    part.row0 += row;
+    part.n_rows = j->n_rows - row < g->block ? j->n_rows - row : g->block;
+    *g0 = i % g->n_chunks * g->chunk;
+    *n = groups - *g0 < g->chunk ? groups - *g0 : g->chunk;
+    return part;
+}
 
 void job_groups(struct cpu *c, const struct job *j, int g0, int n)
 {
@@ -77,29 +107,20 @@ void job_groups(struct cpu *c, const struct job *j, int g0, int n)
 struct product_run {
     struct cpu *c;
     const struct job *jobs;
+    struct grid grid[MAX_JOBS];
     int n_jobs;
     struct counter counter;
 };
-
-static struct chunk find_chunk(const struct job *jobs, size_t stride, int i, int multiple)
-{
-    for (int j = 0;; j++) {
-        const struct mat *m = ((const struct job *)((const char *)jobs + (size_t)j * stride))->m;
-        int n = n_chunks(m, multiple);
-        if (i < n) {
-            int chunk = chunk_groups(m, multiple), g0 = i * chunk, left = pack_n_groups(m->rows) - g0;
-            return (struct chunk){j, g0, left < chunk ? left : chunk};
-        }
-        i -= n;
-    }
-}
 
 static void work_products(void *arg)
 {
     struct product_run *r = arg;
     for (int i; (i = counter_take(&r->counter)) >= 0;) {
-        struct chunk ch = find_chunk(r->jobs, sizeof *r->jobs, i, PRODUCT_GROUPS);
-        job_groups(r->c, &r->jobs[ch.job], ch.g0, ch.n);
+        int j = 0, g0, n;
+        for (; i >= r->grid[j].n_chunks * r->grid[j].n_blocks; j++)
+            i -= r->grid[j].n_chunks * r->grid[j].n_blocks;
+        struct job part = part_of(&r->jobs[j], &r->grid[j], i, &g0, &n);
+        job_groups(r->c, &part, g0, n);
     }
 }
 
@@ -107,8 +128,10 @@ void run_jobs(struct cpu *c, const struct job *jobs, int n_jobs)
 {
     struct product_run r = {.c = c, .jobs = jobs, .n_jobs = n_jobs};
     int n = 0;
-    for (int j = 0; j < n_jobs; j++)
-        n += n_chunks(jobs[j].m, PRODUCT_GROUPS);
+    for (int j = 0; j < n_jobs; j++) {
+        r.grid[j] = cut(c, &jobs[j]);
+        n += r.grid[j].n_chunks * r.grid[j].n_blocks;
+    }
     counter_init(&r.counter, n);
     pool_run(c->pool, work_products, &r);
 }
@@ -198,18 +221,21 @@ void cpu_attn_out(struct kern *k, const struct layer *l)
 struct ffn_run {
     struct cpu *c;
     const struct ffn_job *jobs;
+    struct grid grid[MAX_JOBS];
     struct counter counter;
 };
 
 /* A chunk is whole blocks of h, so that the thread that made them quantises them. */
-static void ffn_chunk(struct cpu *c, const struct ffn_job *j, int g0, int n)
+static void ffn_chunk(struct cpu *c, const struct ffn_job *j, const struct grid *g, int task)
 {
-    job_groups(c, &j->gate, g0, n);
-    job_groups(c, &j->up, g0, n);
+    int g0, n;
+    struct job gate = part_of(&j->gate, g, task, &g0, &n), up = part_of(&j->up, g, task, &g0, &n);
+    job_groups(c, &gate, g0, n);
+    job_groups(c, &up, g0, n);
     int col = g0 * PACK_ROWS, cols = n * PACK_ROWS;
-    for (int r = j->gate.row0; r < j->gate.row0 + j->gate.n_rows; r++) {
+    for (int r = gate.row0; r < gate.row0 + gate.n_rows; r++) {
         float *h = j->h->f + (size_t)r * j->h->f_stride + col;
-        c->ops->activate(c->cfg.act, h, j->up.out + (size_t)r * j->up.out_stride + col, cols);
+        c->ops->activate(c->cfg.act, h, up.out + (size_t)r * up.out_stride + col, cols);
         if (j->quantise)
             c->product->quantise(h, cols, j->h->q + (size_t)r * j->h->q_stride + col / NUM_BLOCK);
     }
@@ -219,8 +245,10 @@ static void work_ffn(void *arg)
 {
     struct ffn_run *r = arg;
     for (int i; (i = counter_take(&r->counter)) >= 0;) {
-        struct chunk ch = find_chunk(&r->jobs->gate, sizeof *r->jobs, i, FFN_GROUPS);
-        ffn_chunk(r->c, &r->jobs[ch.job], ch.g0, ch.n);
+        int j = 0;
+        for (; i >= r->grid[j].n_chunks * r->grid[j].n_blocks; j++)
+            i -= r->grid[j].n_chunks * r->grid[j].n_blocks;
+        ffn_chunk(r->c, &r->jobs[j], &r->grid[j], i);
     }
 }
 
@@ -228,8 +256,10 @@ void run_ffn_jobs(struct cpu *c, const struct ffn_job *jobs, int n_jobs)
 {
     struct ffn_run r = {.c = c, .jobs = jobs};
     int n = 0;
-    for (int j = 0; j < n_jobs; j++)
-        n += n_chunks(jobs[j].gate.m, FFN_GROUPS);
+    for (int j = 0; j < n_jobs; j++) {
+        r.grid[j] = cut(c, &jobs[j].gate);
+        n += r.grid[j].n_chunks * r.grid[j].n_blocks;
+    }
     counter_init(&r.counter, n);
     pool_run(c->pool, work_ffn, &r);
 }
