@@ -381,9 +381,29 @@ static int find_blocks(const struct cpu *c, struct block *blocks)
     return n;
 }
 
+/* Behind the last layer's keys only rows that want logits matter: the step goes on with them alone. */
+static void keep_wanted_rows(struct cpu *c)
+{
+    size_t dim = (size_t)c->cfg.dim, q_dim = (size_t)(c->cfg.n_head * c->cfg.head_dim);
+    int n = 0;
+    for (int i = 0; i < c->step.n_rows; i++) {
+        if (!c->step.rows[i].want_logits)
+            continue;
+        memmove(c->x + (size_t)n * dim, c->x + (size_t)i * dim, dim * sizeof(float));
+        memmove(c->q + (size_t)n * q_dim, c->q + (size_t)i * q_dim, q_dim * sizeof(float));
+        c->wanted[n++] = c->step.rows[i];
+    }
+    c->step.rows = c->wanted;
+    c->step.n_rows = n;
+}
+
 void cpu_attn(struct kern *k, const struct layer *l)
 {
     struct cpu *c = cpu_self(k);
+    if (l->index == c->cfg.n_layer - 1)
+        keep_wanted_rows(c);
+    if (c->step.n_rows == 0)
+        return;
     struct attend_run r = {.c = c, .l = l, .blocks = c->blocks};
     r.n_blocks = find_blocks(c, r.blocks);
     int n_tasks = r.n_blocks * c->cfg.n_kv_head, longest = 1;

@@ -59,6 +59,7 @@ static void carve_work(struct cpu *c, struct carver *v, int n_threads)
     c->sin = carve(v, rows * (size_t)g->n_rope * (size_t)g->head_dim / 2, sizeof(float));
     c->logits_stride = (size_t)pack_n_groups(g->n_vocab) * PACK_ROWS;
     c->logits = carve(v, (size_t)g->max_logits * c->logits_stride, sizeof(float));
+    c->wanted = carve(v, rows, sizeof *c->wanted);
     c->blocks = carve(v, rows, sizeof *c->blocks);
     c->tile_bytes = attend_tile_bytes(g);
     c->tiles = carve(v, (size_t)n_threads, c->tile_bytes);
@@ -245,18 +246,13 @@ static void cpu_head(struct kern *k, const struct head_params *p)
 {
     struct cpu *c = cpu_self(k);
     const struct kern_config *cfg = &c->cfg;
-    int n = 0;
-    for (int i = 0; i < c->step.n_rows; i++) {
-        if (!c->step.rows[i].want_logits)
-            continue;
+    int n = c->step.n_rows;    /* all of them want logits: see keep_wanted_rows */
+    for (int i = 0; i < n; i++) {
         float *x = c->x + (size_t)i * (size_t)cfg->dim;
         c->ops->add_branch(x, c->y + (size_t)i * (size_t)cfg->dim, p->pending_norm, cfg->dim, cfg->norm_eps);
-        c->ops->norm(x, p->norm, cfg->dim, cfg->norm_eps, c->xn.f + (size_t)n * c->xn.f_stride);
-        quantise_row(c, &c->xn, n, cfg->dim);
-        n++;
+        c->ops->norm(x, p->norm, cfg->dim, cfg->norm_eps, c->xn.f + (size_t)i * c->xn.f_stride);
+        quantise_row(c, &c->xn, i, cfg->dim);
     }
-    if (n == 0)
-        return;
     const struct job job = {&p->out, 0, NULL, &c->xn, 0, n, c->logits, c->logits_stride};
     run_jobs(c, &job, 1);
 }

@@ -60,6 +60,7 @@ struct cpu {
     char *tiles;                /* per thread: attention scratch */
     size_t tile_bytes;
     char *parts;                /* partial attention of few rows: see attend.c */
+    struct row *wanted;         /* (max_rows): the step's rows from the last layer's attention on */
     struct block *blocks;       /* (max_rows): runs of rows of one sequence, see attend.c */
     struct routing route;
     atomic_int thread_next;     /* hands out scratch in a run */

@@ -126,6 +126,8 @@ static void work_products(void *arg)
 
 void run_jobs(struct cpu *c, const struct job *jobs, int n_jobs)
 {
+    if (c->step.n_rows == 0)
+        return;
     struct product_run r = {.c = c, .jobs = jobs, .n_jobs = n_jobs};
     int n = 0;
     for (int j = 0; j < n_jobs; j++) {
@@ -254,6 +256,8 @@ static void work_ffn(void *arg)
 
 void run_ffn_jobs(struct cpu *c, const struct ffn_job *jobs, int n_jobs)
 {
+    if (c->step.n_rows == 0)
+        return;
     struct ffn_run r = {.c = c, .jobs = jobs};
     int n = 0;
     for (int j = 0; j < n_jobs; j++) {

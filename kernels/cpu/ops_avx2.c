@@ -38,6 +38,10 @@ static inline v8 v8_max(v8 a, v8 b)    /* b where a is NaN */
 {
     return _mm256_max_ps(a, b);
 }
+static inline v8 v8_min(v8 a, v8 b)    /* b where a is NaN */
+{
+    return _mm256_min_ps(a, b);
+}
 static inline v8 v8_neg(v8 a)
 {
     return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
@@ -69,6 +73,21 @@ static inline v8 v8_exp(v8 x)
     p = v8_add(v8_fma(p, v8_mul(r, r), r), v8_set1(1.0f));
     __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_andnot_ps(zero, v8_mul(p, _mm256_castsi256_ps(e)));
+}
+
+/* The sum of the lanes: strides 4, 2, 1. */
+static inline float v8_tree(v8 a)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+/* The largest lane; none is NaN. */
+static inline float v8_largest(v8 a)
+{
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
 static inline v8 v8_load_f16(const uint16_t *p)

@@ -14,21 +14,7 @@ static float tree64(v8 s[8])
     for (int stride = 4; stride > 0; stride /= 2)
         for (int i = 0; i < stride; i++)
             s[i] = v8_add(s[i], s[i + stride]);
-    float t[8];
-    v8_store(t, s[0]);
-    for (int stride = 4; stride > 0; stride /= 2)
-        for (int i = 0; i < stride; i++)
-            t[i] += t[i + stride];
-    return t[0];
-}
-
-static float max8(v8 v)
-{
-    float t[8], m = -INFINITY;
-    v8_store(t, v);
-    for (int i = 0; i < 8; i++)
-        m = t[i] > m ? t[i] : m;
-    return m;
+    return v8_tree(s[0]);
 }
 
 static inline __attribute__((always_inline)) void prefetch(const void *p, size_t at, const size_t bytes)
@@ -104,20 +90,28 @@ static void op_scale(float *x, float s, int n)
         x[i] = x[i] * s;
 }
 
-static float activate_one(enum ffn_act act, float g, float u)
+/* num_silu, num_gelu and num_swiglu_clamped times up, lane by lane. */
+static v8 activate(enum ffn_act act, v8 g, v8 u)
 {
-    return act == ACT_GELU ? num_gelu(g) * u : act == ACT_SWIGLU_CLAMPED ? num_swiglu_clamped(g, u) : num_silu(g) * u;
+    v8 one = v8_set1(1);
+    if (act == ACT_GELU) {
+        v8 t = v8_fma(v8_mul(v8_set1(0.044715f), g), v8_mul(g, g), g);
+        v8 e = v8_exp(v8_mul(t, v8_set1(1.5957691216057308f)));
+        return v8_mul(v8_sub(g, v8_div(g, v8_add(one, e))), u);
+    }
+    if (act == ACT_SWIGLU_CLAMPED) {
+        g = v8_min(g, v8_set1(7));
+        u = v8_max(v8_min(u, v8_set1(7)), v8_set1(-7));
+        v8 e = v8_exp(v8_mul(v8_set1(-1.702f), g));
+        return v8_mul(v8_div(g, v8_add(one, e)), v8_add(u, one));
+    }
+    return v8_mul(v8_div(g, v8_add(one, v8_exp(v8_neg(g)))), u);
 }
 
 static void op_activate(enum ffn_act act, float *gate, const float *up, int n)
 {
-    int i = 0;
-    for (; act == ACT_SILU && i + 8 <= n; i += 8) {
-        v8 g = v8_load(gate + i), e = v8_exp(v8_neg(g));
-        v8_store(gate + i, v8_mul(v8_div(g, v8_add(v8_set1(1), e)), v8_load(up + i)));
-    }
-    for (; i < n; i++)
-        gate[i] = activate_one(act, gate[i], up[i]);
+    for (int i = 0; i < n; i += 8)    /* n is whole groups of rows */
+        v8_store(gate + i, activate(act, v8_load(gate + i), v8_load(up + i)));
 }
 
 static void op_axpy(float *y, float w, const float *x, int n)
@@ -188,7 +182,7 @@ static void weigh(const struct tile *t, int i)
         s[j] = -INFINITY;
     for (int j = 0; j < 8; j++)
         max = v8_max(v8_load(s + 8 * j), max);
-    m = max8(max);
+    m = v8_largest(max);
     for (int j = 0; j < 8; j++) {
         p[j] = v8_exp(v8_sub(v8_load(s + 8 * j), v8_set1(m)));
         v8_store(s + 8 * j, p[j]);

@@ -42,6 +42,24 @@ static v8 v8_max(v8 a, v8 b)
 {
     LANES(a.f[i] > b.f[i] ? a.f[i] : b.f[i]);
 }
+static v8 v8_min(v8 a, v8 b)
+{
+    LANES(a.f[i] < b.f[i] ? a.f[i] : b.f[i]);
+}
+static float v8_tree(v8 a)
+{
+    for (int stride = 4; stride > 0; stride /= 2)
+        for (int i = 0; i < stride; i++)
+            a.f[i] += a.f[i + stride];
+    return a.f[0];
+}
+static float v8_largest(v8 a)
+{
+    float m = a.f[0];
+    for (int i = 1; i < 8; i++)
+        m = a.f[i] > m ? a.f[i] : m;
+    return m;
+}
 static v8 v8_neg(v8 a)
 {
     LANES(-a.f[i]);
