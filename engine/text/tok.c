@@ -91,7 +91,7 @@ static bool read_ends(struct tok *t, const struct gguf *g, struct err *err)
         if (id < 0 || (messages && strcmp(names[i], "<|end|>") == 0))
             continue;
         if (strcmp(names[i], "</s>") == 0 && !t->strip_after && t->vocab.kind[id] != TOKEN_CONTROL)
-            continue; /* an HTML tag, in Gemma's vocabulary for one */
+            continue; /* an HTML tag, in Qwen2's vocabulary for one */
         /* Some converters call them user-defined, which would let user text end a turn. */
         t->vocab.kind[id] = TOKEN_CONTROL;
         add_end(t, id);
