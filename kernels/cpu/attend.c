@@ -151,6 +151,7 @@ struct scratch {
     char *split, *all;          /* parts */
     int *lo, *hi;
     struct part **out;
+    const void *after;          /* keys that this thread will probably read after the split; NULL = the next split's */
 };
 
 size_t attend_tile_bytes(const struct kern_config *c)
@@ -166,10 +167,16 @@ size_t attend_part_bytes(const struct kern_config *c)
     return ATTEND_MAX_PARTS * part_bytes(c);
 }
 
+/* Tasks below which they are cut at splits. */
+int attend_max_cut(int n_threads)
+{
+    return 4 * n_threads;
+}
+
 static struct scratch carve(const struct kern_config *c, char *p)
 {
     size_t q = (size_t)max_queries(c), hd = (size_t)c->head_dim, part = part_bytes(c);
-    struct scratch s;
+    struct scratch s = {.after = NULL};
     s.keys = (float *)p;
     s.values = s.keys + hd * NUM_TILE;
     s.q = s.values + hd * NUM_TILE;
@@ -194,7 +201,7 @@ static struct part *part_of(const struct cpu *c, char *parts, int i)
 static void clear_parts(const struct cpu *c, char *parts, int n)
 {
     for (int i = 0; i < n; i++)
-        part_of(c, parts, i)->l = -1;
+        *part_of(c, parts, i) = (struct part){.m = -INFINITY, .l = -1};
 }
 
 static void merge_part(const struct cpu *c, struct part *a, const struct part *b)
@@ -247,16 +254,17 @@ static void attend_tile(struct attend_run *r, struct scratch *s, const struct bl
     for (int h = from * g; h < to * g; h++)
         s->out[h] = part_of(c, s->split, h);
     char *keys = tile_at(c, r->l->index, rows->seq, t, kv_head, 0), *values = tile_at(c, r->l->index, rows->seq, t, kv_head, 1);
-    bool goes_on = t + NUM_TILE <= rows[b->n_rows - 1].pos;
+    bool goes_on = t + NUM_TILE <= rows[b->n_rows - 1].pos && (s->after == NULL || (t + NUM_TILE) % NUM_SPLIT != 0);
+    const void *next = goes_on ? tile_at(c, r->l->index, rows->seq, t + NUM_TILE, kv_head, 0) : s->after;
     int at = from * g, n_q = (to - from) * g;
     struct tile tile = {
-        .next = goes_on ? tile_at(c, r->l->index, rows->seq, t + NUM_TILE, kv_head, 0) : keys,
         .half = c->cfg.kv_type == KV_F16,
         .head_dim = hd, .n_q = n_q, .q = s->q + (size_t)at * (size_t)hd, .lo = s->lo + at, .hi = s->hi + at,
         .out = s->out + at, .s = s->s + at, .fa = s->fa + at, .fb = s->fb + at, .first = s->first + at,
     };
     tile.keys = load_tile(c, keys, 0, s->keys);
     tile.values = load_tile(c, values, 1, s->values);
+    tile.next = next != NULL && tile.keys == keys ? next : tile.keys;
     c->ops->attend(&tile);
 }
 
@@ -336,26 +344,9 @@ static char *task_parts(const struct attend_run *r, int task, int split)
     return (char *)part_of(r->c, r->c->parts, (task * r->n_splits + split) * max_queries(&r->c->cfg));
 }
 
-static void work_cut(void *arg)
+static void merge_task(struct attend_run *r, int task)
 {
-    struct attend_run *r = arg;
     struct cpu *c = r->c;
-    struct scratch s = take_scratch(c);
-    for (int i; (i = counter_take(&r->counter)) >= 0;) {
-        int task = i / r->n_splits, kv_head = task % c->cfg.n_kv_head, from, to;
-        const struct block *b = &r->blocks[task / c->cfg.n_kv_head];
-        split_range(r, b, &from, &to);
-        if (from + i % r->n_splits > to)
-            continue;
-        gather_queries(c, &s, b, kv_head);
-        s.split = task_parts(r, task, i % r->n_splits);
-        attend_split(r, &s, b, kv_head, from + i % r->n_splits);
-    }
-}
-
-static void merge_task(struct cpu *c, void *arg, int task)
-{
-    struct attend_run *r = arg;
     const struct block *b = &r->blocks[task / c->cfg.n_kv_head];
     int from, to, n_q = b->n_rows * group_size(&c->cfg);
     split_range(r, b, &from, &to);
@@ -364,6 +355,54 @@ static void merge_task(struct cpu *c, void *arg, int task)
         for (int h = 0; h < n_q; h++)
             merge_part(c, part_of(c, all, h), part_of(c, task_parts(r, task, split), h));
     finish_block(r, b, task % c->cfg.n_kv_head, all);
+}
+
+/* One split of one task. */
+struct piece {
+    int task, split;            /* split counts from the task's first */
+    const struct block *b;
+    int kv_head, pos;           /* of the first position */
+    bool there;                 /* tasks of short sequences have fewer splits than n_splits */
+};
+
+static struct piece piece_at(const struct attend_run *r, int i)
+{
+    int n_kv_head = r->c->cfg.n_kv_head, from, to;
+    struct piece p = {.task = i / r->n_splits, .split = i % r->n_splits};
+    p.b = &r->blocks[p.task / n_kv_head];
+    p.kv_head = p.task % n_kv_head;
+    split_range(r, p.b, &from, &to);
+    p.pos = (from + p.split) * NUM_SPLIT;
+    p.there = from + p.split <= to;
+    return p;
+}
+
+/* The first keys of the piece that this thread gets after its i-th, if threads take turns: a wrong guess costs nothing. */
+static const void *keys_after(const struct attend_run *r, int i)
+{
+    const struct cpu *c = r->c;
+    int next = i + pool_size(c->pool);
+    struct piece p = piece_at(r, next < r->counter.n ? next : i);
+    return p.there ? tile_at(c, r->l->index, c->step.rows[p.b->row0].seq, p.pos, p.kv_head, 0) : NULL;
+}
+
+static void work_cut(void *arg)
+{
+    struct attend_run *r = arg;
+    struct cpu *c = r->c;
+    struct scratch s = take_scratch(c);
+    for (int i; (i = counter_take(&r->counter)) >= 0;) {
+        struct piece p = piece_at(r, i);
+        if (!p.there)
+            continue;
+        s.after = keys_after(r, i);
+        s.split = task_parts(r, p.task, p.split);
+        gather_queries(c, &s, p.b, p.kv_head);
+        attend_split(r, &s, p.b, p.kv_head, p.pos / NUM_SPLIT);
+        /* whoever ends a task's last split merges them all: no further meeting of the threads */
+        if (atomic_fetch_sub_explicit(&c->splits_left[p.task], 1, memory_order_acq_rel) == 1)
+            merge_task(r, p.task);
+    }
 }
 
 /* Runs of rows of one sequence, at most block_rows long. */
@@ -413,13 +452,17 @@ void cpu_attn(struct kern *k, const struct layer *l)
         longest = to - from + 1 > longest ? to - from + 1 : longest;
     }
     atomic_store_explicit(&c->thread_next, 0, memory_order_relaxed);
-    bool few = n_tasks < 4 * pool_size(c->pool), fits = n_tasks * longest * max_queries(&c->cfg) <= ATTEND_MAX_PARTS;
+    bool few = n_tasks < attend_max_cut(pool_size(c->pool));
+    bool fits = n_tasks * longest * max_queries(&c->cfg) <= ATTEND_MAX_PARTS;
     if (longest > 1 && few && fits) {
+        for (int task = 0; task < n_tasks; task++) {
+            int from, to;
+            split_range(&r, &r.blocks[task / c->cfg.n_kv_head], &from, &to);
+            atomic_store_explicit(&c->splits_left[task], to - from + 1, memory_order_relaxed);
+        }
         r.n_splits = longest;
         counter_init(&r.counter, n_tasks * longest);
         pool_run(c->pool, work_cut, &r);
-        for (int task = 0; task < n_tasks; task++)
-            merge_task(c, &r, task);
     } else {
         counter_init(&r.counter, n_tasks);
         pool_run(c->pool, work_whole, &r);

@@ -64,6 +64,7 @@ static void carve_work(struct cpu *c, struct carver *v, int n_threads)
     c->tile_bytes = attend_tile_bytes(g);
     c->tiles = carve(v, (size_t)n_threads, c->tile_bytes);
     c->parts = carve(v, 1, attend_part_bytes(g));
+    c->splits_left = carve(v, (size_t)attend_max_cut(n_threads), sizeof *c->splits_left);
     if (g->n_expert == 0)
         return;
     struct routing *r = &c->route;

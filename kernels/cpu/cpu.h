@@ -60,6 +60,7 @@ struct cpu {
     char *tiles;                /* per thread: attention scratch */
     size_t tile_bytes;
     char *parts;                /* partial attention of few rows: see attend.c */
+    atomic_int *splits_left;    /* (attend_max_cut): splits of a task that are not done yet */
     struct row *wanted;         /* (max_rows): the step's rows from the last layer's attention on */
     struct block *blocks;       /* (max_rows): runs of rows of one sequence, see attend.c */
     struct routing route;
@@ -77,6 +78,7 @@ size_t kv_page_bytes(const struct kern_config *c);
 /* Sizes of the attention scratch (attend.c). */
 size_t attend_tile_bytes(const struct kern_config *c);
 size_t attend_part_bytes(const struct kern_config *c);
+int attend_max_cut(int n_threads);
 enum { ATTEND_MAX_PARTS = 4096 };
 
 /* One product of a run: rows of in times (one matrix of) m, plus bias, to out. */

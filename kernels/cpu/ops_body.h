@@ -169,38 +169,46 @@ static inline __attribute__((always_inline)) void scores(const struct tile *t, b
     }
 }
 
-/* Scores of one query become weights; how its part and this tile's are merged. */
-static void weigh(const struct tile *t, int i)
+/* Scores of n queries become weights, and it is settled how their parts and this tile's are merged. Step by step for all
+ * of them: each step is a chain of operations that another query's can hide. */
+static inline __attribute__((always_inline)) void weigh(const struct tile *t, int first, const int n)
 {
-    float *s = t->s[i], m, l;
-    const int lo = t->lo[i], hi = t->hi[i];
-    struct part *out = t->out[i];
-    v8 p[8], max = v8_set1(-INFINITY);
-    for (int j = 0; j < lo; j++)
-        s[j] = -INFINITY;
-    for (int j = hi + 1; j < NUM_TILE; j++)
-        s[j] = -INFINITY;
-    for (int j = 0; j < 8; j++)
-        max = v8_max(v8_load(s + 8 * j), max);
-    m = v8_largest(max);
-    for (int j = 0; j < 8; j++) {
-        p[j] = v8_exp(v8_sub(v8_load(s + 8 * j), v8_set1(m)));
-        v8_store(s + 8 * j, p[j]);
+    float m[4], l[4], power[8] = {0};
+    for (int i = 0; i < n; i++) {
+        float *s = t->s[first + i];
+        v8 max = v8_set1(-INFINITY);
+        for (int j = 0; j < t->lo[first]; j++)
+            s[j] = -INFINITY;
+        for (int j = t->hi[first] + 1; j < NUM_TILE; j++)
+            s[j] = -INFINITY;
+        for (int j = 0; j < NUM_TILE; j += 8)
+            max = v8_max(v8_load(s + j), max);
+        m[i] = v8_largest(max);
     }
-    if (!(m > -INFINITY)) {    /* -inf - -inf is NaN, of which v8_exp makes a number: masked keys weigh nothing even then */
-        for (int j = 0; j < NUM_TILE; j++)
-            s[j] = j < lo || j > hi ? 0 : s[j];
+    for (int j = 0; j < NUM_TILE; j += 8)
+        for (int i = 0; i < n; i++)
+            v8_store(t->s[first + i] + j, v8_exp(v8_sub(v8_load(t->s[first + i] + j), v8_set1(m[i]))));
+    for (int i = 0; i < n; i++) {
+        float *s = t->s[first + i];
+        const struct part *out = t->out[first + i];
+        v8 p[8];
+        for (int j = 0; !(m[i] > -INFINITY) && j < NUM_TILE; j++) /* -inf - -inf is NaN, of which v8_exp makes a number: */
+            s[j] = j < t->lo[first] || j > t->hi[first] ? 0 : s[j]; /* masked keys weigh nothing even then */
         for (int j = 0; j < 8; j++)
             p[j] = v8_load(s + 8 * j);
+        l[i] = tree64(p);
+        float both = out->m >= m[i] ? out->m : m[i];    /* num_merge, of all queries at once */
+        power[2 * i] = out->m - both;
+        power[2 * i + 1] = m[i] - both;
     }
-    l = tree64(p);
-    t->first[i] = out->l < 0;
-    if (t->first[i]) {
-        out->m = m;
-        out->l = l;
-    } else {
-        out->m = num_merge(out->m, m, &t->fa[i], &t->fb[i]);
-        out->l = fmaf(l, t->fb[i], out->l * t->fa[i]);
+    v8_store(power, v8_exp(v8_load(power)));
+    for (int i = 0; i < n; i++) {
+        struct part *out = t->out[first + i];
+        t->first[first + i] = out->l < 0;
+        t->fa[first + i] = power[2 * i];
+        t->fb[first + i] = power[2 * i + 1];
+        out->l = out->l < 0 ? l[i] : fmaf(l[i], power[2 * i + 1], out->l * power[2 * i]);
+        out->m = t->first[first + i] || !(out->m >= m[i]) ? m[i] : out->m;
     }
 }
 
@@ -241,8 +249,7 @@ static inline __attribute__((always_inline)) void values(const struct tile *t, b
             scores(t, true, first, n, w);                                                                              \
         else                                                                                                           \
             scores(t, false, first, n, w);                                                                             \
-        for (int i = first; i < first + n; i++)                                                                        \
-            weigh(t, i);                                                                                               \
+        weigh(t, first, n);                                                                                            \
         for (; half && d + 8 * w <= t->head_dim; d += 8 * w)                                                           \
             values(t, true, first, d, n, w);                                                                           \
         for (; !half && d + 8 * w <= t->head_dim; d += 8 * w)                                                          \
