@@ -265,10 +265,10 @@ INLINE void add(const int nv, const int nc, vf y[MAX_NV][MAX_NC], vf x[MAX_NV][M
         y[v][c] = V(add_ps)(y[v][c], x[v][c]);
 }
 
-/* Sums of a whole tile of a quantised format: rows are nc quantised rows; once: the weights come
+/* Sums of a whole tile of a quantised format: rows are nc quantised rows; cold: the weights come
  * from memory. */
 INLINE void tile_quantised(enum qtype t, const int nv, const int nc, const struct lanes *w,
-                           int cols, const void *const *rows, bool once, vf total[MAX_NV][MAX_NC])
+                           int cols, const void *const *rows, bool cold, vf total[MAX_NV][MAX_NC])
 {
     const struct packed_layout l = packed_layout(t);
     const struct act_block *a[MAX_NC];
@@ -287,7 +287,7 @@ INLINE void tile_quantised(enum qtype t, const int nv, const int nc, const struc
             d[v] = (struct lanes){w[v].p + packed_d(t, i0), w[v].next};
         }
         for (int i = i0; i < end; i++) {
-            if (once)
+            if (cold)
                 prefetch(nv, w, block, l.block);
             add_block(t, nv, nc, block, d, a, i, acc);
             UNROLL
@@ -337,7 +337,7 @@ INLINE void tile_float(enum qtype t, const int nv, const int nc, const struct la
 
 /* n_rows (at most nc; the last is repeated) rows times all groups. */
 INLINE void sweep(enum qtype t, const int nv, const int nc, const uint8_t *groups, int n_groups,
-                  int cols, const uint8_t *acts, size_t act_stride, int n_rows, bool once,
+                  int cols, const uint8_t *acts, size_t act_stride, int n_rows, bool cold,
                   float *out, size_t out_stride)
 {
     const size_t group_bytes = pack_group_bytes(t, cols);
@@ -359,7 +359,7 @@ INLINE void sweep(enum qtype t, const int nv, const int nc, const uint8_t *group
         if (is_float(t))
             tile_float(t, nv, nc, w, cols, rows, total);
         else
-            tile_quantised(t, nv, nc, w, cols, rows, once, total);
+            tile_quantised(t, nv, nc, w, cols, rows, cold, total);
         UNROLL
         for (int c = 0; c < nc; c++)
             UNROLL
@@ -374,9 +374,8 @@ INLINE void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
                     size_t out_stride)
 {
     const size_t group_bytes = pack_group_bytes(t, cols);
-    const bool once = n_rows <= MAX_NC;
     int step = (int)(L2_BYTES / group_bytes) & ~(MAX_NV - 1);
-    if (once)
+    if (n_rows <= MAX_NC)
         step = n_groups;
     else if (step < MAX_NV)
         step = MAX_NV;
@@ -386,16 +385,17 @@ INLINE void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
         for (int r = 0; r < n_rows; r += MAX_NC) {
             const uint8_t *a = acts + (size_t)r * act_stride;
             float *y = out + (size_t)r * out_stride + (size_t)g * PACK_ROWS;
-            int left = n_rows - r;
+            const int left = n_rows - r;
+            const bool cold = r == 0; /* the first rows bring the weights, the others find them */
             if (left > 2)
-                sweep(t, 2, MAX_NC, w, n, cols, a, act_stride, left, once, y, out_stride);
+                sweep(t, 2, MAX_NC, w, n, cols, a, act_stride, left, cold, y, out_stride);
             else if (left == 2)
-                sweep(t, 2, 2, w, n, cols, a, act_stride, left, once, y, out_stride);
+                sweep(t, 2, 2, w, n, cols, a, act_stride, left, cold, y, out_stride);
             else if (is_float(t)) /* a sum is a chain of fused multiply-adds: 4 of them hide its
                                      latency */
-                sweep(t, 4, 1, w, n, cols, a, act_stride, left, once, y, out_stride);
+                sweep(t, 4, 1, w, n, cols, a, act_stride, left, cold, y, out_stride);
             else /* one vector: a single stream of memory is the fastest */
-                sweep(t, 1, 1, w, n, cols, a, act_stride, left, once, y, out_stride);
+                sweep(t, 1, 1, w, n, cols, a, act_stride, left, cold, y, out_stride);
         }
     }
 }
