@@ -12,18 +12,11 @@ Both are taken at their best round, llama.cpp with or without flash attention, w
 its output against the scalar reference before it times. Prints a markdown table. A busy machine makes the numbers
 worthless, and its neighbours hurt a program that waits in a loop most: the load is recorded, and a warning printed. llama.cpp comes from
 bench/build-llama.cpp; the drawing needs nothing but Python."""
-import argparse, datetime, json, os, platform, subprocess, sys
+import argparse, datetime, json, os, sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
-
-
-def run(cmd, label):
-    print("+ " + label, file=sys.stderr)
-    p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if p.returncode != 0:
-        sys.exit(f"{cmd[0]}: exit {p.returncode}\n{p.stderr[-2000:]}")
-    return p.stdout
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from report import HERE, PEER, ROOT, commit, cpu_name, other_load, peer_tools, run, svg
 
 
 def ints(text):
@@ -77,27 +70,6 @@ def llama_round(o, model, tools, table):
                         table.put(name("tg", n, depth, x["pl"]), "llama.cpp", x["speed_tg"], {"flash_attn": int(fa == "on")})
 
 
-def cpu_name():
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(l.split(":", 1)[1].strip() for l in f if l.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def other_load():
-    """Processes that want to run while we have not begun."""
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"versus-llama.cpp: the machine is busy (load {load:.1f}): these numbers will not hold", file=sys.stderr)
-    return load
-
-
-def commit():
-    p = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return p.stdout.strip() or "unknown"
-
-
 def ratio(row):
     return row["inferd"]["ts"] / row["llama.cpp"]["ts"] if row["inferd"] and row["llama.cpp"] else None
 
@@ -112,31 +84,8 @@ def markdown(title, machine, table):
     return "\n".join(out)
 
 
-def escape(s):
-    return s.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def svg(title, machine, table):
-    """A bar a test: inferd's speed with llama.cpp's as one."""
-    rows = [(t, r["inferd"]["ts"], r["llama.cpp"]["ts"], ratio(r)) for t, r in table.tests.items() if ratio(r)]
-    left, bar, step, top = 150, 400, 34, 64
-    scale = bar / max([r[3] for r in rows] + [1.25])
-    width, height = left + bar + 190, top + step * len(rows) + 34
-    one = left + scale
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-           'font-family="system-ui, sans-serif" font-size="13">',
-           f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-           f'<text x="16" y="24" font-size="16" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
-           f'<text x="16" y="44" fill="#666666">{escape(machine)}; tokens per second, inferd / llama.cpp</text>']
-    for i, (test, a, b, r) in enumerate(rows):
-        y = top + i * step
-        out += [f'<text x="{left - 10}" y="{y + 18}" text-anchor="end" fill="#1a1a1a">{escape(test)}</text>',
-                f'<rect x="{left}" y="{y + 4}" width="{r * scale:.1f}" height="20" rx="2" fill="{"#2f6fb0" if r >= 1 else "#b0632f"}"/>',
-                f'<text x="{left + max(r * scale, scale) + 8:.1f}" y="{y + 18}" fill="#1a1a1a">{r:.2f} x'
-                f'<tspan fill="#666666">  {a:.1f} / {b:.1f}</tspan></text>']
-    out += [f'<line x1="{one:.1f}" y1="{top - 4}" x2="{one:.1f}" y2="{top + step * len(rows)}" stroke="#1a1a1a" stroke-dasharray="4 3"/>',
-            f'<text x="{one:.1f}" y="{top + step * len(rows) + 18}" text-anchor="middle" fill="#666666">llama.cpp = 1</text>', "</svg>"]
-    return "\n".join(out) + "\n"
+def bars(table):
+    return [(t, r["inferd"]["ts"], r["llama.cpp"]["ts"], ratio(r)) for t, r in table.tests.items() if ratio(r)]
 
 
 def main():
@@ -148,7 +97,7 @@ def main():
     a.add_argument("-o", default=os.path.join(HERE, "results"))
     a.add_argument("models", nargs="+", metavar="MODEL.gguf")
     o = a.parse_args()
-    tools = run([os.path.join(HERE, "build-llama.cpp")], "build-llama.cpp").strip()
+    tools = peer_tools()
     os.makedirs(o.o, exist_ok=True)
     machine, load = f"{cpu_name()}, {o.t} threads", other_load()
     for model in o.models:
@@ -158,7 +107,7 @@ def main():
             llama_round(o, model, tools, table)
         print(markdown(title, machine, table) + "\n", flush=True)
         facts = {"model": title, "model_bytes": os.path.getsize(model), "machine": machine, "commit": commit(),
-                 "llama.cpp": "llama-cpp-python 0.3.36", "date": datetime.date.today().isoformat(), "rounds": o.r,
+                 "llama.cpp": PEER, "date": datetime.date.today().isoformat(), "rounds": o.r,
                  "load_before": load,
                  "options": {k: getattr(o, k) for k in "pndbt"},
                  "tests": [{"test": t, **row, "ratio": ratio(row)} for t, row in table.tests.items()]}
@@ -166,7 +115,7 @@ def main():
             json.dump(facts, f, indent=1)
             f.write("\n")
         with open(os.path.join(o.o, title + ".svg"), "w") as f:
-            f.write(svg(title, machine, table))
+            f.write(svg(title, f"{machine}; tokens per second, inferd / llama.cpp", bars(table)))
     return 0
 
 
