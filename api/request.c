@@ -356,6 +356,9 @@ bool request_read(struct request *r, char *body, size_t n, const struct request_
         if (!known(key))
             violations_add(v, key, "unknown field");
     }
+    if (r->max_tokens > 0 && r->min_tokens > r->max_tokens)
+        violations_add(v, "min_tokens", "%lld is above max_tokens, %lld", (long long)r->min_tokens,
+                       (long long)r->max_tokens);
     return v->n == 0;
 }
 

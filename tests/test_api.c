@@ -192,6 +192,9 @@ START_TEST(test_job_id_and_strings)
     accepts("resume_from", "{\"tokens\":[]}");
     refuses("messages", "[]");
     refuses("temprature", "1");
+    refuses("min_tokens", "9,\"max_tokens\":8");
+    accepts("min_tokens", "8,\"max_tokens\":8");
+    accepts("min_tokens", "9");
 }
 END_TEST
 
