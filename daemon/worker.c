@@ -51,7 +51,7 @@ struct worker {
     atomic_bool callback_failed;
 
     atomic_bool shutdown_asked;      /* POST /shutdown */
-    bool failed;                     /* set before the closing thread starts */
+    struct err failure;              /* set before the closing thread starts, where that is why */
     atomic_bool closed;              /* the closing thread is through */
 
     uint64_t last_tick_ns, beat, beat_ticks;    /* the engine's last heartbeat and for how many ticks it is the last */
@@ -352,8 +352,10 @@ static bool has_failed(struct worker *w, struct err *err)
 static void *close_main(void *arg)
 {
     struct worker *w = arg;
-    if (w->failed)
+    if (w->failure.code != ERR_NONE) {
         api_set_state(w->api, WORKER_FAILED, 0);
+        engine_fail(w->l.engine, &w->failure);
+    }
     api_close(w->api);
     loader_close(&w->l);
     atomic_store(&w->closed, true);
@@ -385,7 +387,7 @@ static int fail(struct worker *w, const struct err *cause, bool *running_threads
 {
     log_error(w, cause, EXIT_CODE_INTERNAL);
     sd_notifyf(0, "STOPPING=1\nSTATUS=Failed: %s", cause->msg);
-    w->failed = true;
+    w->failure = *cause;
     *running_threads = !close_within(w, FAIL_MS);
     return EXIT_CODE_INTERNAL;
 }

@@ -136,13 +136,15 @@ static void *watch_main(void *arg)
 
 /* ---- a step, on the engine thread ---- */
 
-static void fail(struct engine *e, const struct err *cause)
+void engine_fail(struct engine *e, const struct err *cause)
 {
     pthread_mutex_lock(&e->mu);
-    e->failure = *cause;
-    if (cause->code != ERR_CUDA)
-        e->failure.code = ERR_INTERNAL; /* rows that break the adapter's rules are our fault */
-    atomic_store_explicit(&e->failed, true, memory_order_release);
+    if (!atomic_load_explicit(&e->failed, memory_order_relaxed)) { /* readers take no lock: written once */
+        e->failure = *cause;
+        if (cause->code != ERR_CUDA)
+            e->failure.code = ERR_INTERNAL; /* rows that break the adapter's rules are our fault */
+        atomic_store_explicit(&e->failed, true, memory_order_release);
+    }
     pthread_mutex_unlock(&e->mu);
     end_all(e, e->failure.code, e->failure.msg);
 }
@@ -205,7 +207,7 @@ static void run_step(struct engine *e)
     uint64_t start = clock_ns();
     if (!adapter_step(e->adapter, st->rows, st->n_rows, &out, stop, &err)) {
         if (err.code != ERR_CANCELLED)
-            fail(e, &err);
+            engine_fail(e, &err);
         return;
     }
     int n_sampled = 0;

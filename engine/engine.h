@@ -90,6 +90,9 @@ void engine_drain(struct engine *e);
 bool engine_idle(const struct engine *e);
 /* Ends everything that runs or waits with ERR_CANCELLED. */
 void engine_cancel_all(struct engine *e);
+/* The device, its memory or the file is gone: everything ends with the cause (ERR_CUDA, else ERR_INTERNAL), new work is
+ * refused. The first cause stays. */
+void engine_fail(struct engine *e, const struct err *cause);
 
 /* Errors: ERR_CONTEXT, ERR_BUSY, ERR_OOM, ERR_DRAINING, ERR_NOT_READY, ERR_INVALID. `retry_after_s` (may be NULL): seconds
  * computed from the queue, when ERR_BUSY. The caller owns one reference to the result. */

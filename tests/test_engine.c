@@ -431,6 +431,39 @@ START_TEST(test_a_failed_device_ends_everything)
 }
 END_TEST
 
+/* As when the file was cut or the device taken away while requests ran: not the clients' doing. */
+START_TEST(test_a_failure_from_outside_ends_everything)
+{
+    static struct reader rd[3], late;
+    struct rig r;
+    struct err cause = {0}, later = {0}, err = {0};
+    rig_open(&r, &(struct rig_options){.max_seqs = 2});
+    struct gen_request q = rig_request(50, 1, 100);
+    rig_hold();
+    for (int i = 0; i < 3; i++)
+        reader_start(&rd[i], &r, &q);
+    rig_let(3);
+    rig_wait_held();
+    err_set(&cause, ERR_SYSTEM, "the file was cut");
+    err_set(&later, ERR_CUDA, "another cause");
+    engine_fail(r.engine, &cause);
+    engine_fail(r.engine, &later);
+    for (int i = 0; i < 3; i++) {
+        reader_finish(&rd[i]); /* while the step still hangs */
+        ck_assert_int_eq(rd[i].last.code, ERR_INTERNAL);
+        ck_assert_str_eq(rd[i].last.message, "the file was cut");
+    }
+    ck_assert(!reader_submit(&late, &r, &q, NULL, &err));
+    ck_assert_int_eq(err.code, ERR_NOT_READY);
+    ck_assert(engine_failure(r.engine, &cause));
+    ck_assert_str_eq(cause.msg, "the file was cut");
+    rig_go();
+    for (int i = 0; i < 3; i++)
+        reader_free(&rd[i]);
+    rig_close(&r);
+}
+END_TEST
+
 START_TEST(test_no_memory_for_a_request)
 {
     static struct reader rd;
@@ -549,6 +582,7 @@ int main(void)
     tcase_add_test(t, test_cancel_all);
     tcase_add_test(t, test_close_with_gens_alive);
     tcase_add_test(t, test_a_failed_device_ends_everything);
+    tcase_add_test(t, test_a_failure_from_outside_ends_everything);
     tcase_add_test(t, test_no_memory_for_a_request);
     tcase_add_test(t, test_no_memory_for_the_engine);
     tcase_add_test(t, test_storm_of_cancels_leaves_neighbours_alone);
