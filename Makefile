@@ -1,4 +1,4 @@
-# inferd. Targets: all, check, check-style, asan, tsan, fuzz, bench, install; `make help` lists them.
+# inferd. Targets: all, check, check-matrix, check-style, asan, tsan, fuzz, bench, install; `make help` lists them.
 # Programs land in build/, objects in build/obj/$(CONFIG)/.
 CONFIG  ?= release
 BUILD   ?= build
@@ -60,7 +60,8 @@ TEXT    := $(call src,engine/text/*.c)
 API     := $(call src,api/*.c)
 DAEMON  := $(call src,daemon/*.c)
 TESTS   := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
-HELPERS := $(filter-out tests/test_% tests/make_% tests/fuzz_%,$(wildcard tests/*.c))
+SLOW    := $(patsubst tests/%.c,%,$(wildcard tests/matrix_*.c))
+HELPERS := $(filter-out tests/test_% tests/matrix_% tests/make_% tests/fuzz_%,$(wildcard tests/*.c))
 TOOLS   := $(patsubst tests/%.c,%,$(wildcard tests/make_*.c))
 FUZZERS := $(patsubst tests/%.c,%,$(wildcard tests/fuzz_*.c))
 objs    = $(addprefix $(OBJ)/,$(addsuffix .o,$(basename $1)))
@@ -68,7 +69,7 @@ objs    = $(addprefix $(OBJ)/,$(addsuffix .o,$(basename $1)))
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
             $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
 
-.PHONY: all tests check check-style cuda-check cuda-objects gpu-check gpu-bench asan tsan fuzz fuzzers bench install clean help
+.PHONY: all tests check check-matrix check-style cuda-check cuda-objects gpu-check gpu-bench asan tsan fuzz fuzzers bench install clean help
 .SECONDARY:
 all: $(PROGRAMS)
 
@@ -92,6 +93,8 @@ $(BIN)/bench-product: $(OBJ)/bench/product.o $(OBJ)/libcore.a
 $(BIN)/inferd-bench: $(call objs,bench/bench.c bench/runner.c bench/bandwidth.c) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
 $(BIN)/test_%: $(OBJ)/tests/test_%.o $(OBJ)/libtest.a $(ARCHIVES)
+	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) $(LIBS)
+$(BIN)/matrix_%: $(OBJ)/tests/matrix_%.o $(OBJ)/libtest.a $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) $(LIBS)
 $(BIN)/make_%: $(OBJ)/tests/make_%.o $(OBJ)/libtest.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
@@ -129,6 +132,9 @@ $(BIN)/test_cuda: $(OBJ)/tests/test_cuda.o $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/li
 tests: all $(addprefix $(BIN)/,$(TESTS) $(TOOLS))
 check: tests check-style
 	scripts/run-tests $(BIN) $(TESTS)
+# Slow: every family in every weight type against a float64 forward pass, and published shapes in the real worker.
+check-matrix: all $(addprefix $(BIN)/,$(SLOW))
+	CK_TIMEOUT_MULTIPLIER=20 scripts/run-tests $(BIN) $(SLOW)
 check-style:
 	scripts/check-style
 # On a machine with a card: the device against the reference, and its speeds into bench/results/. They need the toolkit alone.
@@ -189,6 +195,7 @@ install: all
 help:
 	@echo 'all          the programs, in $(BIN)/: $(notdir $(PROGRAMS))'
 	@echo 'check        build and run all tests, check the style'
+	@echo 'check-matrix every family in every weight type against float64, published shapes in the worker: minutes'
 	@echo 'check-style  the rules that a grep can hold'
 	@echo 'asan, tsan   the tests under the address and undefined-behaviour, or the thread sanitizer'
 	@echo 'fuzz         each tests/fuzz_*.c for FUZZ_SECONDS'

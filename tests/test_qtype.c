@@ -2,6 +2,8 @@
  * (tests/data/qtypes.txt, made by scripts/make-qtype-data with gguf-py). */
 #include "kernels/numerics.h"
 #include "kernels/qtype.h"
+#include "tests/decode.h"
+#include "tests/weights.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -44,6 +46,27 @@ START_TEST(decodes_as_gguf_py)
     }
     fclose(f);
     ck_assert_int_eq(n_formats, QTYPE_N - 3);
+}
+END_TEST
+
+/* Random rows and extreme codes against a decoder in double precision that shares no code. */
+START_TEST(decodes_as_the_second_opinion)
+{
+    _Alignas(8) uint8_t row[4 * COLS];
+    float got[COLS];
+    double want[COLS];
+    uint64_t state = 3;
+    for (int t = 0; t < QTYPE_N; t++) {
+        for (int i = 0; i < 200; i++) {
+            weights_row((enum qtype)t, (enum weights_fill)(i % WEIGHTS_FILL_N), &state, COLS, row);
+            qtype_dequant_row((enum qtype)t, row, COLS, got);
+            ck_assert(decode_weights(qtype_info((enum qtype)t)->gguf_id, row, COLS, want));
+            for (int k = 0; k < COLS; k++) /* a float rounds twice; a minimum may cancel what it rounded */
+                ck_assert_msg(fabs((double)got[k] - want[k]) <= 1e-5 + 2e-7 * fabs(want[k]),
+                              "%s row %d weight %d: expected %.9g, got %.9g", qtype_name((enum qtype)t), i,
+                              k, want[k], (double)got[k]);
+        }
+    }
 }
 END_TEST
 
@@ -105,6 +128,7 @@ int main(void)
     TCase *c = tcase_create("qtype");
     SRunner *r = srunner_create(s);
     tcase_add_test(c, decodes_as_gguf_py);
+    tcase_add_test(c, decodes_as_the_second_opinion);
     tcase_add_test(c, decodes_floats);
     tcase_add_test(c, terms_of_a_block);
     tcase_add_test(c, names_and_sizes);
