@@ -18,6 +18,7 @@ __device__ static uint32_t hash(uint32_t x)
 /* Words [0, n): bits & mask | bits_set; in heads only every `stride`-th word from `first` is a scale, the rest is random. */
 __global__ static void k_fill(uint32_t *p, size_t n, uint32_t seed, uint32_t mask, uint32_t set, int stride, int first)
 {
+    kernel_begin();
     size_t step = (size_t)gridDim.x * THREADS;
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
         uint32_t x = hash((uint32_t)i * 2654435761u ^ (uint32_t)(i >> 32) ^ seed);
@@ -27,6 +28,7 @@ __global__ static void k_fill(uint32_t *p, size_t n, uint32_t seed, uint32_t mas
 
 __global__ static void k_read(const uint4 *p, size_t n, uint32_t *sink)
 {
+    kernel_begin();
     size_t step = (size_t)gridDim.x * THREADS;
     uint32_t x = 0;
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += UNROLL * step) {
@@ -47,7 +49,7 @@ __global__ static void k_read(const uint4 *p, size_t n, uint32_t *sink)
 
 static void fill(struct cuda *k, void *p, size_t bytes, uint32_t seed, uint32_t mask, uint32_t set, int stride, int first)
 {
-    LAUNCH(k_fill, dim3(READ_BLOCKS), dim3(THREADS), 0, k->stream, (uint32_t *)p, bytes / 4, seed, mask, set, stride, first);
+    LAUNCH(k, k_fill, dim3(READ_BLOCKS), dim3(THREADS), 0, (uint32_t *)p, bytes / 4, seed, mask, set, stride, first);
     CU_NOTE(k, "fill");
 }
 
@@ -78,6 +80,6 @@ extern "C" void gpu_fill(struct cuda *k, const struct mat *m, uint32_t seed)
 
 extern "C" void gpu_read(struct cuda *k, const void *p, size_t bytes, uint32_t *sink)
 {
-    LAUNCH(k_read, dim3(READ_BLOCKS), dim3(THREADS), 0, k->stream, (const uint4 *)p, bytes / 16, sink);
+    LAUNCH(k, k_read, dim3(READ_BLOCKS), dim3(THREADS), 0, (const uint4 *)p, bytes / 16, sink);
     CU_NOTE(k, "read");
 }

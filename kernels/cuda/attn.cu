@@ -108,6 +108,7 @@ __device__ static void weigh_values(const struct kv_cache &kv, uint8_t *block, i
 /* Grid: splits (or 1) x KV heads * passes x rows. Dynamic shared memory: q (G, hd), tiles' o (G, 4, hd), running states. */
 template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_THREADS, 2) k_attn(struct attn_args a)
 {
+    kernel_begin();
     DYNAMIC_SHARED(float, shared);
     __shared__ float p[G][NUM_SPLIT], m[G][TILES], l[G][TILES], scratch[ATTN_THREADS / WARP];
     int tid = (int)threadIdx.x, tile = tid / NUM_TILE, row = (int)blockIdx.z, hd = a.kv.head_dim;
@@ -170,6 +171,7 @@ template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_
 /* A thread a value of a row: splits in index order, the sink, division, quantisation. */
 __global__ static void __launch_bounds__(ATTN_THREADS) k_merge(struct attn_args a, const float *sinks, struct act out)
 {
+    kernel_begin();
     int i = (int)(blockIdx.x * ATTN_THREADS + threadIdx.x), row = (int)blockIdx.y, hd = a.kv.head_dim, width = a.n_head * hd;
     if (i - i % WARP >= width)
         return;
@@ -202,7 +204,7 @@ template <enum kv_type KV, int G> static void run(struct cuda *k, struct attn_ar
     dim3 grid((unsigned)splits, (unsigned)(a->kv.n_kv_head * a->passes), (unsigned)k->n_rows);
     size_t shared = (size_t)(G * a->kv.head_dim) * (1 + TILES + 3) * sizeof(float);
     auto kernel = k_attn<KV, G>;
-    LAUNCH(kernel, grid, dim3(ATTN_THREADS), shared, k->stream, *a);
+    LAUNCH(k, kernel, grid, dim3(ATTN_THREADS), shared, *a);
     CU_NOTE(k, "attention");
 }
 
@@ -242,6 +244,6 @@ extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int lay
         run_heads<KV_Q8_0>(k, &a, splits);
     int width = k->cfg.n_head * k->cfg.head_dim;
     dim3 grid((unsigned)((width + ATTN_THREADS - 1) / ATTN_THREADS), (unsigned)k->n_rows);
-    LAUNCH(k_merge, grid, dim3(ATTN_THREADS), 0, k->stream, a, p->sinks, k->attn);
+    LAUNCH(k, k_merge, grid, dim3(ATTN_THREADS), 0, a, p->sinks, k->attn);
     CU_NOTE(k, "merge");
 }

@@ -57,7 +57,7 @@ static bool choose_card(struct cuda *k, struct err *err)
     if (e != cudaSuccess)
         return err_set(err, ERR_DEVICE, "device cuda:%d: %s", index, cudaGetErrorString(e));
     k->capability = prop.major * 10 + prop.minor;
-    k->has_tile = tile_usable();
+    k->code = tile_code();
     snprintf(k->name, sizeof k->name, "%.200s", prop.name);
     if (k->capability < MIN_CAPABILITY)
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, needed is %d.%d or later", index,

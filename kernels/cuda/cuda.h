@@ -19,6 +19,9 @@ struct act {
     int ld;                 /* a multiple of SEGMENT */
 };
 
+/* What the code that runs must have been compiled for. */
+enum { CODE_TILE = 80, CODE_OVERLAP = 90 };
+
 /* One matrix of a product: out (columns, rows) = w x activations + bias. */
 struct product_part {
     const void *w;
@@ -38,6 +41,7 @@ struct product {
     int act_div;
     const int32_t *which;   /* NULL: matrix 0 */
     int n_col;
+    bool prefetch;          /* of weights, before the kernel before has ended */
 };
 
 /* The step's rows in device memory; step.c fills the copy on the host and uploads it at once. */
@@ -73,7 +77,8 @@ struct cuda {
     struct kern_config cfg;
     char name[256];
     int capability;         /* 90 = 9.0 */
-    bool has_tile;          /* the code that runs has the instructions of tile.cu */
+    int code;               /* what the code that runs was compiled for, see CODE_* */
+    bool overlap;           /* kernels start before the one before has ended (gpu-bench measures it; off else) */
     cudaStream_t stream;
     cudaError_t failed;     /* the first failure */
     const char *failed_at;
@@ -158,7 +163,7 @@ void launch_embed(struct cuda *k, const struct mat *table);
 /* product.cu, tile.cu: out = w x act for few columns, and for many (quantised types, sm_80 on). */
 void launch_product(struct cuda *k, enum qtype type, const struct product *p);
 void launch_tile(struct cuda *k, enum qtype type, const struct product *p);
-bool tile_usable(void);
+int tile_code(void);    /* what the kernels that run here were compiled for: 90 = sm_90 */
 
 /* row.cu */
 struct norm_args {

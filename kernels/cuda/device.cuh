@@ -19,7 +19,39 @@ extern "C" {
 enum { WARP = 32 };
 
 #ifdef __CUDACC__
-#define LAUNCH(kernel, grid, block, smem, stream, ...) (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__)
+/* With k->overlap a kernel may start while the one before it still runs; it waits in kernel_begin(). */
+template <class... P, class... A>
+inline void launch_kernel(struct cuda *k, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args)
+{
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = grid;
+    c.blockDim = block;
+    c.dynamicSmemBytes = shared;
+    c.stream = k->stream;
+    c.attrs = &overlap;
+    c.numAttrs = k->overlap ? 1 : 0;
+    (void)cudaLaunchKernelEx(&c, kernel, args...); /* CU_NOTE sees what it said */
+}
+#define LAUNCH(k, kernel, grid, block, shared, ...) launch_kernel(k, kernel, grid, block, shared, __VA_ARGS__)
+
+/* Every kernel calls it before it reads or writes anything that another kernel writes; only weights may be fetched before.
+ * Waits until the kernel before is through, then lets the next one start. */
+__device__ inline void kernel_begin(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline void prefetch_l2(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 
 __device__ inline float half_to_float(uint16_t h)

@@ -195,6 +195,7 @@ struct pack_args {
 
 template <int T> __global__ static void __launch_bounds__(PACK_THREADS) k_pack(struct pack_args a)
 {
+    kernel_begin();
     int s = (int)blockIdx.y, i = (int)(blockIdx.x * PACK_THREADS + threadIdx.x), row = a.row0 + i;
     if (i >= a.n)
         return;
@@ -217,6 +218,7 @@ struct embed_args {
 /* Block x: a row of the step; a thread dequantises a block of 32. */
 template <int T> __global__ static void __launch_bounds__(PACK_THREADS) k_embed(struct embed_args a)
 {
+    kernel_begin();
     int token = a.token[blockIdx.x], i = (int)(blockIdx.y * PACK_THREADS + threadIdx.x), s = i / SEGMENT_BLOCKS;
     float *x = a.x + (size_t)blockIdx.x * (size_t)a.cols;
     if (i * NUM_BLOCK >= a.cols)
@@ -254,7 +256,7 @@ extern "C" void launch_pack(struct cuda *k, enum qtype type, const uint8_t *raw,
     dim3 grid((unsigned)((n + PACK_THREADS - 1) / PACK_THREADS), (unsigned)a.n_seg);
     switch (type) {
 #define QTYPE(name, id, weights, block, mins)                                                                          \
-    case QTYPE_##name: LAUNCH(k_pack<QTYPE_##name>, grid, dim3(PACK_THREADS), 0, k->stream, a); break;
+    case QTYPE_##name: LAUNCH(k, k_pack<QTYPE_##name>, grid, dim3(PACK_THREADS), 0, a); break;
 #include "kernels/qtypes.def"
 #undef QTYPE
     case QTYPE_N: break;
@@ -270,7 +272,7 @@ extern "C" void launch_embed(struct cuda *k, const struct mat *table)
     dim3 grid((unsigned)k->n_rows, (unsigned)((blocks + PACK_THREADS - 1) / PACK_THREADS));
     switch (table->type) {
 #define QTYPE(name, id, weights, block, mins)                                                                          \
-    case QTYPE_##name: LAUNCH(k_embed<QTYPE_##name>, grid, dim3(PACK_THREADS), 0, k->stream, a); break;
+    case QTYPE_##name: LAUNCH(k, k_embed<QTYPE_##name>, grid, dim3(PACK_THREADS), 0, a); break;
 #include "kernels/qtypes.def"
 #undef QTYPE
     case QTYPE_N: break;

@@ -85,6 +85,14 @@ __device__ static void sum_float(const struct product &p, struct place at, int s
     }
 }
 
+/* Weights depend on no kernel: they come while the one before still runs. */
+template <int T> __device__ static void prefetch_segment(struct place at)
+{
+#pragma unroll
+    for (int c = 0; c < layout_of(T).chunks; c++)
+        prefetch_l2(at.code + c * TILE_ROWS * CHUNK_WORDS);
+}
+
 /* ---- kernels ---- */
 
 /* Block x: a tile of 8 rows; block y: N columns. blockDim is 8 rows x as many segments as a wave takes. */
@@ -95,6 +103,9 @@ template <int T, int N> __global__ static void __launch_bounds__(PRODUCT_THREADS
     int first = (int)blockIdx.y * N, n = p.n_col - first < N ? p.n_col - first : N;
     int tile = (int)blockIdx.x;
     struct product_part part = part_of(p, &tile);
+    if (p.prefetch && tid / TILE_ROWS < p.n_seg)
+        prefetch_segment<T>(place_of<T>(part.w, p.n_mat, part.n_tile, p.n_seg, 0, tile, tid / TILE_ROWS, row));
+    kernel_begin();
     int mat = p.which != NULL ? p.which[first] : 0;
     float total = 0;
     for (int s0 = 0; s0 < p.n_seg; s0 += wave) {
@@ -134,9 +145,9 @@ template <int T> static void run(struct cuda *k, const struct product *p)
     wave = wave < n ? n : wave;
     dim3 grid((unsigned)p->n_tile, (unsigned)((p->n_col + n - 1) / n)), block((unsigned)(wave * TILE_ROWS));
     if (n == 1)
-        LAUNCH((k_product<T, 1>), grid, block, 0, k->stream, *p);
+        LAUNCH(k, (k_product<T, 1>), grid, block, 0, *p);
     else
-        LAUNCH((k_product<T, FEW>), grid, block, 0, k->stream, *p);
+        LAUNCH(k, (k_product<T, FEW>), grid, block, 0, *p);
     CU_NOTE(k, "product");
 }
 

@@ -33,6 +33,7 @@ __device__ static float norm_scale(const float *x, int n, float eps)
 /* One block a row: adds the pending branch, norms, quantises. */
 __global__ static void __launch_bounds__(ROW_THREADS) k_norm(struct norm_args a)
 {
+    kernel_begin();
     int row = a.rows != NULL ? a.rows[blockIdx.x] : (int)blockIdx.x, tid = (int)threadIdx.x;
     float *x = a.x + (size_t)row * (size_t)a.dim, *y = a.y + (size_t)row * (size_t)a.dim;
     if (a.has_pending) {
@@ -59,6 +60,7 @@ struct heads_args {
 /* One block a head of a row, q heads first, then k, then v: norm, rope, scale; k and v go to the cache. */
 template <enum kv_type KV> __global__ static void __launch_bounds__(HEAD_THREADS) k_heads(struct heads_args a)
 {
+    kernel_begin();
     __shared__ float head[HEAD_DIM_MAX];
     int tid = (int)threadIdx.x, row = (int)blockIdx.y, hd = a.kv.head_dim, h = (int)blockIdx.x;
     bool is_q = h < a.n_head, is_v = h >= a.n_head + a.kv.n_kv_head;
@@ -97,6 +99,7 @@ template <enum kv_type KV> __global__ static void __launch_bounds__(HEAD_THREADS
 __global__ static void __launch_bounds__(ROW_THREADS) k_gate(const float *gate, const float *up, struct act out, int n,
                                                              enum ffn_act act)
 {
+    kernel_begin();
     int i = (int)(blockIdx.x * ROW_THREADS + threadIdx.x), col = (int)blockIdx.y;
     if (i - i % WARP >= n)
         return;
@@ -118,6 +121,7 @@ __device__ static bool is_better(float a, int a_id, float b, int b_id)
 __global__ static void __launch_bounds__(WARP) k_choose(const float *logits, int n_expert, int n_used, int32_t *expert,
                                                         float *weight)
 {
+    kernel_begin();
     int lane = (int)threadIdx.x, row = (int)blockIdx.x;
     const float *logit = logits + (size_t)row * (size_t)n_expert;
     int32_t *id = expert + (size_t)row * (size_t)n_used;
@@ -162,6 +166,7 @@ __global__ static void __launch_bounds__(WARP) k_choose(const float *logits, int
 __global__ static void __launch_bounds__(ROW_THREADS) k_blend(const float *branch, const float *weight, int n_used, int dim,
                                                               float *y)
 {
+    kernel_begin();
     int i = (int)(blockIdx.x * ROW_THREADS + threadIdx.x), row = (int)blockIdx.y;
     if (i >= dim)
         return;
@@ -182,7 +187,7 @@ static unsigned blocks_of(int n)
 
 extern "C" void launch_norm(struct cuda *k, const struct norm_args *a)
 {
-    LAUNCH(k_norm, dim3((unsigned)a->n), dim3(ROW_THREADS), 0, k->stream, *a);
+    LAUNCH(k, k_norm, dim3((unsigned)a->n), dim3(ROW_THREADS), 0, *a);
     CU_NOTE(k, "norm");
 }
 
@@ -207,31 +212,31 @@ extern "C" void launch_heads(struct cuda *k, const struct attn_in_params *p, int
     a.attn_scale = c->attn_scale;
     dim3 grid((unsigned)(c->n_head + 2 * c->n_kv_head), (unsigned)k->n_rows);
     if (c->kv_type == KV_F32)
-        LAUNCH(k_heads<KV_F32>, grid, dim3(HEAD_THREADS), 0, k->stream, a);
+        LAUNCH(k, k_heads<KV_F32>, grid, dim3(HEAD_THREADS), 0, a);
     else if (c->kv_type == KV_F16)
-        LAUNCH(k_heads<KV_F16>, grid, dim3(HEAD_THREADS), 0, k->stream, a);
+        LAUNCH(k, k_heads<KV_F16>, grid, dim3(HEAD_THREADS), 0, a);
     else
-        LAUNCH(k_heads<KV_Q8_0>, grid, dim3(HEAD_THREADS), 0, k->stream, a);
+        LAUNCH(k, k_heads<KV_Q8_0>, grid, dim3(HEAD_THREADS), 0, a);
     CU_NOTE(k, "heads");
 }
 
 extern "C" void launch_gate(struct cuda *k, int n_col, int n_ff)
 {
-    LAUNCH(k_gate, dim3(blocks_of(n_ff), (unsigned)n_col), dim3(ROW_THREADS), 0, k->stream, k->gate, k->up, k->h, n_ff,
+    LAUNCH(k, k_gate, dim3(blocks_of(n_ff), (unsigned)n_col), dim3(ROW_THREADS), 0, k->gate, k->up, k->h, n_ff,
            k->cfg.act);
     CU_NOTE(k, "gate");
 }
 
 extern "C" void launch_choose(struct cuda *k)
 {
-    LAUNCH(k_choose, dim3((unsigned)k->n_rows), dim3(WARP), 0, k->stream, k->router, k->cfg.n_expert, k->cfg.n_expert_used,
+    LAUNCH(k, k_choose, dim3((unsigned)k->n_rows), dim3(WARP), 0, k->router, k->cfg.n_expert, k->cfg.n_expert_used,
            k->expert, k->expert_w);
     CU_NOTE(k, "choose");
 }
 
 extern "C" void launch_blend(struct cuda *k)
 {
-    LAUNCH(k_blend, dim3(blocks_of(k->cfg.dim), (unsigned)k->n_rows), dim3(ROW_THREADS), 0, k->stream, k->branch, k->expert_w,
+    LAUNCH(k, k_blend, dim3(blocks_of(k->cfg.dim), (unsigned)k->n_rows), dim3(ROW_THREADS), 0, k->branch, k->expert_w,
            k->cfg.n_expert_used, k->cfg.dim, k->y);
     CU_NOTE(k, "blend");
 }

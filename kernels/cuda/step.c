@@ -99,6 +99,7 @@ static void product(struct cuda *k, const struct output *o, int n, const struct 
         struct product p = {
             .cols = o[i].m->cols, .n_seg = layout_segments(o[i].m->cols), .n_mat = o[i].m->n_mat, .act = *act,
             .act_div = act_div,   .which = which,                         .n_col = n_col,
+            .prefetch = k->overlap && which == NULL,
         };
         for (int j = i; j < n; j++) {
             if (o[j].m->type != o[i].m->type)
@@ -108,7 +109,7 @@ static void product(struct cuda *k, const struct output *o, int n, const struct 
                 (struct product_part){o[j].m->data, o[j].bias, o[j].out, o[j].m->rows, layout_tiles(o[j].m->rows)};
             p.n_tile += layout_tiles(o[j].m->rows);
         }
-        bool tiled = n_col > FEW_COLUMNS && which == NULL && layout_of((int)o[i].m->type).head_segs > 0 && k->has_tile;
+        bool tiled = n_col > FEW_COLUMNS && which == NULL && layout_of((int)o[i].m->type).head_segs > 0 && k->code >= CODE_TILE;
         (tiled ? launch_tile : launch_product)(k, o[i].m->type, &p);
     }
 }

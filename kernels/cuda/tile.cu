@@ -9,7 +9,6 @@ enum {
     BLOCK_TILES = TILE_THREADS / WARP * WARP_TILES,
     TILE_COLS = 64,
     GROUPS = TILE_COLS / 8,              /* the instruction's 8 columns */
-    TILE_PTX = 80,
     COL_WORDS = SEGMENT / 4,
     COL_PITCH = COL_WORDS + 4,           /* columns four banks apart: no conflicts between a fragment's lanes */
 };
@@ -54,6 +53,7 @@ __device__ static void add_fragment(const uint32_t a[4], uint32_t b0, uint32_t b
 
 template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 2) k_tile(struct product p)
 {
+    kernel_begin();
     __shared__ __align__(16) uint32_t q[TILE_COLS][COL_PITCH];
     __shared__ struct act_scale scale[SEGMENT_BLOCKS][TILE_COLS];
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, g = lane / 4, t = lane % 4;
@@ -127,17 +127,17 @@ template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 2) k_til
 template <int T> static void run(struct cuda *k, const struct product *p)
 {
     dim3 grid((unsigned)((p->n_tile + BLOCK_TILES - 1) / BLOCK_TILES), (unsigned)((p->n_col + TILE_COLS - 1) / TILE_COLS));
-    LAUNCH(k_tile<T>, grid, dim3(TILE_THREADS), 0, k->stream, *p);
+    LAUNCH(k, k_tile<T>, grid, dim3(TILE_THREADS), 0, *p);
     CU_NOTE(k, "tile");
 }
 
 /* PTX made for sm_75 also runs on newer cards: what counts is what the kernel was compiled for. */
-extern "C" bool tile_usable(void)
+extern "C" int tile_code(void)
 {
     struct cudaFuncAttributes a;
     auto kernel = k_tile<QTYPE_Q4_0>;
     cudaError_t e = cudaFuncGetAttributes(&a, kernel);
-    return e == cudaSuccess && a.ptxVersion >= TILE_PTX;
+    return e == cudaSuccess ? a.ptxVersion : 0;
 }
 
 extern "C" void launch_tile(struct cuda *k, enum qtype type, const struct product *p)

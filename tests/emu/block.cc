@@ -20,6 +20,7 @@ struct warp {
 static struct {
     struct fiber main, lane[MAX_LANES];
     struct warp warp[MAX_WARPS];
+    bool begun[MAX_LANES];  /* called kernel_begin */
     int parity[MAX_LANES];  /* which slot a lane's next exchange uses */
     int ready[MAX_LANES], n_ready;
     int n_lanes, n_done, n_waiting, line, current;
@@ -90,9 +91,16 @@ const emu_slot *emu_exchange(const void *mine, size_t bytes, int line)
     return w->slot[parity];
 }
 
+void emu_begin(void)
+{
+    now.begun[now.current] = true;
+}
+
 static void lane_entry(void)
 {
     (*now.body)();
+    if (!now.begun[now.current])
+        emu_fail("a kernel that does not begin with kernel_begin", 0, 0);
     now.n_done++;
     wait();
 }
@@ -112,6 +120,7 @@ static void run_block(int n_lanes)
     for (int i = 0; i < n_lanes; i++) {
         fiber_start(&now.lane[i], lane_entry);
         now.parity[i] = 0;
+        now.begun[i] = false;
         now.warp[i / EMU_WARP].waiting = 0;
     }
     memset(now.shared, 0xFF, sizeof now.shared);

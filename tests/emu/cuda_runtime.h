@@ -15,7 +15,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static   /* one block at a time */
-#define LAUNCH(kernel, grid, block, smem, stream, ...) emu_launch(grid, block, smem, stream, kernel, __VA_ARGS__)
+#define LAUNCH(k, kernel, grid, block, smem, ...) emu_launch(grid, block, smem, (k)->stream, kernel, __VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) type *name = (type *)emu_dynamic_shared()
 
 struct dim3 {
@@ -48,6 +48,7 @@ const emu_slot *emu_exchange(const void *mine, size_t bytes, int line);
 int emu_lane(void);
 void emu_barrier(int line);
 void emu_fail(const char *what, int line, int other);
+void emu_begin(void);
 
 /* Arguments are taken now, as by a real launch; the grid runs when its stream is waited for. */
 template <class... P, class... A>
@@ -134,6 +135,16 @@ static inline int __dp4a(int a, int b, int c)
 static inline float half_to_float(uint16_t h)
 {
     return num_f16_to_f32(h);
+}
+
+/* A lane that ends without it is an error: on a card the kernel would run beside the one before. */
+static inline void kernel_begin(void)
+{
+    emu_begin();
+}
+
+static inline void prefetch_l2(const void *)
+{
 }
 
 /* mma.sync with signed bytes, 16 x 8 x (16 steps): the fragments of all lanes are brought together, each lane then
