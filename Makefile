@@ -85,7 +85,7 @@ $(OBJ)/libtest.a: $(call objs,$(HELPERS))
 ARCHIVES := $(addprefix $(OBJ)/,libdaemon.a libapi.a libtext.a libcore.a)
 $(BIN)/inferd: $(OBJ)/daemon/main.o $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
-$(BIN)/inferd-eval: $(OBJ)/bench/eval.o $(OBJ)/libtext.a $(OBJ)/libcore.a
+$(BIN)/inferd-eval: $(call objs,bench/eval.c bench/kl.c) $(OBJ)/libtext.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs jansson libpcre2-8) $(CORELIBS)
 # The packed products alone, by hand: make build/bench-product && build/bench-product Q4_1
 $(BIN)/bench-product: $(OBJ)/bench/product.o $(OBJ)/libcore.a

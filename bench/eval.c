@@ -1,7 +1,9 @@
 /* inferd-eval: what a model says, without a server. Log-probabilities at every position of given ids and along a greedy
- * continuation, tokenizing and detokenizing, perplexity of a text. JSON on standard output. */
+ * continuation, their divergence from reference values, tokenizing and detokenizing, perplexity of a text. JSON on standard
+ * output. */
 #include "base/buf.h"
 #include "base/mem.h"
+#include "bench/kl.h"
 #include "engine/adapter.h"
 #include "engine/sampler.h"
 #include "engine/text/tok.h"
@@ -14,9 +16,9 @@
 enum { CHUNK = 64 };
 
 struct options {
-    const char *model, *ids, *perplexity;
+    const char *model, *ids, *perplexity, *kl;
     int top, greedy;
-    bool tokenize, detokenize, add_special, parse_special;
+    bool tokenize, detokenize, add_special, parse_special, help;
     struct adapter_options adapter;
 };
 
@@ -25,7 +27,10 @@ static const char usage[] =
     "  --ids 1,2,3 [--top 20] [--greedy N]     log-probabilities at every position, then N greedy tokens\n"
     "  --tokenize [--add-special] [--parse-special]   standard input to [ids]\n"
     "  --detokenize                            JSON array of ids on standard input to bytes\n"
-    "  --perplexity TEXTFILE                   of a text, in windows of the context\n"
+    "  --perplexity TEXTFILE                   as llama-perplexity: whole windows of the context, each one's second half\n"
+    "  --kl REFERENCE [--ids 1,2,3]            divergence from values that --ids printed (or another program, in its format):\n"
+    "                                          mean and worst KL(reference || model), share of equal best tokens. Tokens\n"
+    "                                          that are not in a position's list count as one. --ids: for cases without ids\n"
     "with\n"
     "  --ctx N                  context, tokens (default: the model's own; perplexity: 512)\n"
     "  --kv-type f16|q8_0|f32   KV cache element type (default f16)\n"
@@ -51,6 +56,11 @@ static bool run_ids(struct adapter *a, const int32_t *ids, int n, int pos,
         done += chunk;
     }
     return true;
+}
+
+static bool fits(const struct adapter *a, int n, struct err *err)
+{
+    return n <= adapter_n_ctx(a) || err_set(err, ERR_CONTEXT, "%d tokens, but the context has %d: see --ctx", n, adapter_n_ctx(a));
 }
 
 static void use_all_pages(struct adapter *a)
@@ -93,8 +103,11 @@ static bool eval_ids(struct adapter *a, const struct options *o, const int32_t *
     if (!ok)
         err_set(err, ERR_OOM, "no memory for the results");
     use_all_pages(a);
-    buf_puts(&p.out, "{\"cases\":[{\"positions\":[");
-    ok = ok && run_ids(a, ids, n, 0, print_position, &p, err);
+    buf_puts(&p.out, "{\"cases\":[{\"ids\":[");
+    for (int i = 0; i < n; i++)
+        buf_printf(&p.out, "%s%d", i ? "," : "", ids[i]);
+    buf_puts(&p.out, "],\"positions\":[");
+    ok = ok && fits(a, n + o->greedy, err) && run_ids(a, ids, n, 0, print_position, &p, err);
     for (int i = 0; ok && i < o->greedy; i++) {
         int32_t next = p.best;
         buf_printf(&greedy, "%s%d", i ? "," : "", next);
@@ -108,6 +121,72 @@ static bool eval_ids(struct adapter *a, const struct options *o, const int32_t *
     buf_free(&greedy);
     free(p.top);
     sampler_free(p.sampler);
+    return ok;
+}
+
+/* ---- divergence from a reference ---- */
+
+struct judge {
+    struct kl *kl;
+    int i;
+};
+
+static void judge_position(void *arg, int pos, const float *logits)
+{
+    struct judge *j = arg;
+    kl_score(j->kl, j->i, pos, logits);
+}
+
+/* A model opened for a context of its own: opening gives up the mapped file, so another context opens the file again. */
+struct session {
+    struct gguf *gguf;
+    struct model *model;
+    struct adapter *adapter;
+};
+
+static void close_session(struct session *s)
+{
+    adapter_close(s->adapter);
+    model_close(s->model);
+    gguf_close(s->gguf);
+    *s = (struct session){0};
+}
+
+static bool open_session(struct session *s, const struct options *o, int n_ctx, struct err *err)
+{
+    struct adapter_options with = o->adapter;
+    with.n_ctx = n_ctx;
+    with.n_ctx_given = n_ctx > 0;
+    s->gguf = gguf_open(o->model, err);
+    s->model = s->gguf == NULL ? NULL : model_open(s->gguf, err);
+    s->adapter = s->model == NULL ? NULL : adapter_open(s->model, &with, err);
+    if (s->adapter == NULL)
+        return false;
+    use_all_pages(s->adapter);
+    return true;
+}
+
+/* Every case with the context that it names, unless the command line names one. */
+static bool eval_kl(const struct options *o, const int32_t *ids, size_t n_ids, int n_vocab, struct err *err)
+{
+    struct judge j = {.kl = kl_open(o->kl, ids, n_ids, n_vocab, err)};
+    struct session s = {0};
+    int opened = -1;
+    bool ok = j.kl != NULL;
+    for (; ok && j.i < kl_n_cases(j.kl); j.i++) {
+        int n, n_ctx = o->adapter.n_ctx_given ? o->adapter.n_ctx : kl_n_ctx(j.kl, j.i);
+        const int32_t *feed = kl_ids(j.kl, j.i, &n);
+        if (n_ctx != opened) {
+            close_session(&s);
+            ok = open_session(&s, o, n_ctx, err);
+            opened = n_ctx;
+        }
+        ok = ok && fits(s.adapter, n, err) && run_ids(s.adapter, feed, n, 0, judge_position, &j, err);
+    }
+    if (ok)
+        kl_print(j.kl);
+    close_session(&s);
+    kl_close(j.kl);
     return ok;
 }
 
@@ -130,8 +209,9 @@ static void score_position(void *arg, int pos, const float *logits)
     s->count++;
 }
 
-/* llama.cpp's method, so that numbers compare: whole windows of n_ctx tokens, BOS in place of the first when the model has
- * one, and the second half of each window counts. */
+/* llama-perplexity's method, so that numbers compare: the text without its last line break, tokenized as one with BOS as the
+ * model says; whole windows of n_ctx tokens, the first of each replaced by BOS when the model has one; in each, the tokens
+ * after the first half count. */
 static bool eval_perplexity(struct adapter *a, const struct tok *tok, const int32_t *ids, size_t n, struct err *err)
 {
     int n_ctx = adapter_n_ctx(a), windows = (int)(n / (size_t)n_ctx);
@@ -240,8 +320,11 @@ static bool run_perplexity(struct adapter *a, const struct gguf *g, const char *
     struct buf text = {0};
     int32_t *ids = NULL;
     size_t n = 0;
-    bool ok = tok != NULL && read_all(f, &text, err) && tok_encode(tok, text.data, text.len, true, false, 0, &ids, &n, err) &&
-              eval_perplexity(a, tok, ids, n, err);
+    bool ok = tok != NULL && read_all(f, &text, err);
+    if (ok && text.len > 0 && text.data[text.len - 1] == '\n')
+        text.len--;
+    ok = ok && tok_encode(tok, text.data, text.len, TOK_ADD_ALWAYS, false, 0, &ids, &n, err) &&
+         eval_perplexity(a, tok, ids, n, err);
     fclose(f);
     free(ids);
     buf_free(&text);
@@ -252,14 +335,16 @@ static bool run_perplexity(struct adapter *a, const struct gguf *g, const char *
 static bool run_model(const struct gguf *g, const struct options *o, struct err *err)
 {
     struct model *m = model_open(g, err);
-    struct adapter *a = m == NULL ? NULL : adapter_open(m, &o->adapter, err);
+    struct adapter *a = NULL;
     int32_t *ids = NULL;
     size_t n = 0;
-    bool ok = a != NULL;
-    if (ok && o->ids != NULL)
-        ok = parse_ids(o->ids, m->n_vocab, &ids, &n, err) && eval_ids(a, o, ids, (int)n, err);
-    else if (ok)
-        ok = run_perplexity(a, g, o->perplexity, err);
+    bool ok = m != NULL && (o->ids == NULL || parse_ids(o->ids, m->n_vocab, &ids, &n, err));
+    if (ok && o->kl != NULL) {
+        ok = eval_kl(o, ids, n, m->n_vocab, err);
+    } else if (ok) {
+        a = adapter_open(m, &o->adapter, err);
+        ok = a != NULL && (o->ids != NULL ? eval_ids(a, o, ids, (int)n, err) : run_perplexity(a, g, o->perplexity, err));
+    }
     free(ids);
     adapter_close(a);
     model_close(m);
@@ -281,12 +366,12 @@ static bool choose(const char *value, const char *const *names, int n, int *out)
 
 static bool parse_options(int argc, char **argv, struct options *o, struct err *err)
 {
-    enum { MODEL = 1, IDS, TOP, GREEDY, CTX, KV, DEVICE, THREADS, TOKENIZE, DETOKENIZE, ADD, PARSE, PPL, HELP };
+    enum { MODEL = 1, IDS, TOP, GREEDY, CTX, KV, DEVICE, THREADS, TOKENIZE, DETOKENIZE, ADD, PARSE, PPL, KL, HELP };
     static const struct option longs[] = {
         {"model", 1, NULL, MODEL}, {"ids", 1, NULL, IDS}, {"top", 1, NULL, TOP}, {"greedy", 1, NULL, GREEDY},
         {"ctx", 1, NULL, CTX}, {"kv-type", 1, NULL, KV}, {"device", 1, NULL, DEVICE}, {"threads", 1, NULL, THREADS},
         {"tokenize", 0, NULL, TOKENIZE}, {"detokenize", 0, NULL, DETOKENIZE}, {"add-special", 0, NULL, ADD},
-        {"parse-special", 0, NULL, PARSE}, {"perplexity", 1, NULL, PPL}, {"help", 0, NULL, HELP}, {0},
+        {"parse-special", 0, NULL, PARSE}, {"perplexity", 1, NULL, PPL}, {"kl", 1, NULL, KL}, {"help", 0, NULL, HELP}, {0},
     };
     static const char *const kv_names[] = {"f16", "q8_0", "f32"}, *const devices[] = {"cpu", "ref"};
     int c, pick;
@@ -308,6 +393,7 @@ static bool parse_options(int argc, char **argv, struct options *o, struct err *
         case ADD: o->add_special = true; break;
         case PARSE: o->parse_special = true; break;
         case PPL: o->perplexity = optarg; break;
+        case KL: o->kl = optarg; break;
         case KV:
             if (!choose(optarg, kv_names, 3, &pick))
                 return err_set(err, ERR_USAGE, "--kv-type %s: allowed f16, q8_0, f32", optarg);
@@ -318,11 +404,14 @@ static bool parse_options(int argc, char **argv, struct options *o, struct err *
                 return err_set(err, ERR_USAGE, "--device %s: allowed cpu, ref", optarg);
             o->adapter.device = pick == 0 ? &kern_cpu : &kern_ref;
             break;
-        default: return err_set(err, ERR_USAGE, "%s", usage);
+        case 'h':
+        case HELP: o->help = true; return true;
+        default: return err_set(err, ERR_USAGE, "see --help");
         }
     }
-    if (o->model == NULL || o->tokenize + o->detokenize + (o->ids != NULL) + (o->perplexity != NULL) != 1)
-        return err_set(err, ERR_USAGE, "%s", usage);
+    if (o->model == NULL || o->tokenize + o->detokenize + (o->ids != NULL && o->kl == NULL) + (o->kl != NULL) +
+                                (o->perplexity != NULL) != 1)
+        return err_set(err, ERR_USAGE, "expected --model and one of --ids, --kl, --perplexity, --tokenize, --detokenize; see --help");
     if (o->perplexity != NULL && o->adapter.n_ctx == 0)
         o->adapter.n_ctx = 512;
     return true;
@@ -334,7 +423,12 @@ int main(int argc, char **argv)
     struct err err = {0};
     struct gguf *g = NULL;
     struct tok *tok = NULL;
-    bool ok = parse_options(argc, argv, &o, &err) && (g = gguf_open(o.model, &err)) != NULL;
+    bool ok = parse_options(argc, argv, &o, &err);
+    if (ok && o.help) {
+        puts(usage);
+        return 0;
+    }
+    ok = ok && (g = gguf_open(o.model, &err)) != NULL;
     if (ok && (o.tokenize || o.detokenize)) {
         tok = tok_open(g, &err);
         ok = tok != NULL && (o.tokenize ? run_tokenize(tok, &o, &err) : run_detokenize(tok, &err));
