@@ -90,7 +90,7 @@ $(BIN)/inferd-eval: $(call objs,bench/eval.c bench/kl.c) $(OBJ)/libtext.a $(OBJ)
 # The packed products alone, by hand: make build/bench-product && build/bench-product Q4_1
 $(BIN)/bench-product: $(OBJ)/bench/product.o $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lm
-$(BIN)/inferd-bench: $(call objs,bench/bench.c bench/runner.c bench/bandwidth.c) $(OBJ)/libcore.a
+$(BIN)/inferd-bench: $(call objs,bench/bench.c bench/runner.c bench/speculation.c bench/bandwidth.c) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
 $(BIN)/test_%: $(OBJ)/tests/test_%.o $(OBJ)/libtest.a $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) $(LIBS)

@@ -2,6 +2,7 @@
  * times (runner.h). */
 #include "base/buf.h"
 #include "bench/runner.h"
+#include "bench/speculation.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -21,22 +22,29 @@ struct options {
     struct list prompt, gen, depth, batch;
     int n_reps;
     bool json;
+    const char *ids_path; /* -s */
+    float temperature;
 };
 
-static const char usage_text[] = "usage: inferd-bench -m FILE [options]\n"
-                                 "  -m FILE       GGUF file\n"
-                                 "  -p N[,N..]    prompt lengths (512); 0 = none\n"
-                                 "  -n N[,N..]    tokens to generate (128); 0 = none\n"
-                                 "  -d N[,N..]    positions already in the KV cache (0)\n"
-                                 "  -b N[,N..]    sequences that generate together (1)\n"
-                                 "  -ub N         rows of one prompt step (256)\n"
-                                 "  -t N          threads (all CPUs)\n"
-                                 "  -r N          repetitions (3)\n"
-                                 "  -ctk TYPE     KV cache: f16, q8_0 or f32 (f16)\n"
-                                 "  -dev NAME     auto, cpu, ref or cuda:N (auto)\n"
-                                 "  -o FORMAT     md or json (md)\n"
-                                 "Ids are random; prefix cache and speculation play no part. Each "
-                                 "row is checked before it is timed.\n";
+static const char usage_text[] =
+    "usage: inferd-bench -m FILE [options]\n"
+    "  -m FILE       GGUF file\n"
+    "  -p N[,N..]    prompt lengths (512); 0 = none\n"
+    "  -n N[,N..]    tokens to generate (128); 0 = none\n"
+    "  -d N[,N..]    positions already in the KV cache (0)\n"
+    "  -b N[,N..]    sequences that generate together (1)\n"
+    "  -ub N         rows of one prompt step (256)\n"
+    "  -t N          threads (all CPUs)\n"
+    "  -r N          repetitions (3)\n"
+    "  -ctk TYPE     KV cache: f16, q8_0 or f32 (f16)\n"
+    "  -dev NAME     auto, cpu, ref or cuda:N (auto)\n"
+    "  -o FORMAT     md or json (md)\n"
+    "  -s FILE       only: go on with the ids in FILE (a JSON array, see "
+    "inferd-eval\n"
+    "                --tokenize), without and with speculation\n"
+    "  -temp X       its temperature, 0 to 2 (0)\n"
+    "Else ids are random; prefix cache and speculation play no part. Each "
+    "row is checked before it is timed.\n";
 
 /* ---- options ---- */
 
@@ -97,6 +105,13 @@ static bool parse_kv(const char *s, enum kv_type *out)
     return false;
 }
 
+static bool parse_temperature(const char *s, float *out)
+{
+    char *end;
+    *out = strtof(s, &end);
+    return end != s && *end == 0 && *out >= 0 && *out <= 2;
+}
+
 static bool parse_option(struct options *o, const char *name, const char *value)
 {
     if (strcmp(name, "-p") == 0)
@@ -120,6 +135,12 @@ static bool parse_option(struct options *o, const char *name, const char *value)
     if (strcmp(name, "-o") == 0) {
         o->json = strcmp(value, "json") == 0;
         return o->json || strcmp(value, "md") == 0;
+    }
+    if (strcmp(name, "-temp") == 0)
+        return parse_temperature(value, &o->temperature);
+    if (strcmp(name, "-s") == 0) {
+        o->ids_path = value;
+        return true;
     }
     if (strcmp(name, "-m") == 0)
         o->run.path = value;
@@ -147,6 +168,9 @@ static bool parse_options(struct options *o, int argc, char **argv, struct err *
     }
     if (o->run.path == NULL)
         return err_set(err, ERR_USAGE, "no model: -m FILE is required");
+    for (int i = 0; o->ids_path != NULL && i < o->batch.n; i++)
+        if (o->batch.v[i] > SPECULATION_MAX_BATCH)
+            return err_set(err, ERR_USAGE, "option -b: with -s at most %d", SPECULATION_MAX_BATCH);
     int longest = 0, deepest = 0;
     for (int i = 0; i < o->prompt.n; i++)
         longest = o->prompt.v[i] > longest ? o->prompt.v[i] : longest;
@@ -263,6 +287,53 @@ static bool run_rows(struct table *tab, struct err *err)
     return true;
 }
 
+/* ---- rows with speculation ---- */
+
+static void print_speculation(const struct options *o, const struct speculation_test *t,
+                              const struct speculation_result *x, bool first)
+{
+    double share = x->drafted > 0 ? x->accepted / x->drafted : 0;
+    if (!o->json && first)
+        printf("| prompt | temperature | test | off, t/s | on, t/s | ratio | drafted | accepted | "
+               "steps |\n| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    if (!o->json) {
+        printf("| %d | %g | tg%d x %d | %.2f | %.2f | %.3f | %.0f | %.0f (%.0f %%) | %.0f |\n",
+               t->n_ids, (double)t->temperature, t->n_gen, t->n_batch, x->off_ts, x->on_ts,
+               x->on_ts / x->off_ts, x->drafted, x->accepted, 100 * share, x->steps);
+        return;
+    }
+    printf("%s{\"speculation\": true, \"n_prompt\": %d, \"temperature\": %g, \"n_gen\": %d, "
+           "\"n_batch\": %d, \"off_ts\": %.3f, \"on_ts\": %.3f, \"drafted\": %.1f, "
+           "\"accepted\": %.1f, \"steps\": %.1f}",
+           first ? "[\n  " : ",\n  ", t->n_ids, (double)t->temperature, t->n_gen, t->n_batch,
+           x->off_ts, x->on_ts, x->drafted, x->accepted, x->steps);
+}
+
+static bool run_speculation(const struct options *o, struct err *err)
+{
+    struct speculation_test t = {.temperature = o->temperature};
+    struct speculation_result x;
+    int32_t *ids = NULL;
+    int n_rows = 0;
+    bool ok = speculation_read_ids(o->ids_path, &ids, &t.n_ids, err);
+    t.ids = ids;
+    for (int b = 0; ok && b < o->batch.n; b++)
+        for (int n = 0; ok && n < o->gen.n; n++) {
+            t.n_batch = o->batch.v[b];
+            t.n_gen = o->gen.v[n];
+            if (t.n_gen == 0)
+                continue;
+            ok = speculation_run(&o->run, &t, o->n_reps, &x, err);
+            if (ok)
+                print_speculation(o, &t, &x, n_rows++ == 0);
+            fflush(stdout);
+        }
+    if (o->json)
+        printf(n_rows > 0 ? "\n]\n" : "[]\n");
+    free(ids);
+    return ok;
+}
+
 static int exit_code(enum err_code code)
 {
     switch (code) {
@@ -291,7 +362,9 @@ int main(int argc, char **argv)
     }
     bool ok = parse_options(&o, argc, argv, &err);
     struct table tab = {.o = &o};
-    if (ok) {
+    if (ok && o.ids_path != NULL) {
+        ok = run_speculation(&o, &err);
+    } else if (ok) {
         tab.r = runner_open(&o.run, &err);
         ok = tab.r != NULL && run_rows(&tab, &err);
     }

@@ -125,6 +125,8 @@ const struct option_row option_table[] = {
     INT("max-queue", max_queue, 0, 100000, 128, "requests that may wait; the next gets 429"),
     INT("kv-cache-size-mb", kv_cache_size_mb, 1, 1 << 24, 0, "memory for the KV cache, MiB", SHOWN("a share of what is free")),
     CHOICE("kv-type", kv_type, "f16|q8_0", CLI_KV_F16, "element type of the KV cache"),
+    CHOICE("speculate", speculate, "on|off", CLI_SPECULATE_ON,
+           "try tokens that followed the same text before; changes speed, never bytes"),
     INT("max-tokens-in", max_tokens_in, 1, TOKENS, 0, "longest prompt, tokens", SHOWN("context")),
     INT("max-tokens-out", max_tokens_out, 1, TOKENS, 0, "most tokens a request may ask for", SHOWN("context")),
     INT("inference-timeout-sec", inference_timeout_sec, 1, 7 * DAY, 300, "longest time a request may run"),

@@ -14,6 +14,7 @@
 enum device_kind { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 enum log_format_choice { LOG_FORMAT_AUTO = -1, LOG_FORMAT_JSON, LOG_FORMAT_TEXT };
 enum cli_kv_type { CLI_KV_F16, CLI_KV_Q8_0 };
+enum cli_speculate { CLI_SPECULATE_ON, CLI_SPECULATE_OFF };
 enum metrics_compat { METRICS_VLLM, METRICS_NONE };
 
 /* Strings point into argv or the environment. 0 in a number means "not given: the program decides". */
@@ -27,7 +28,7 @@ struct options {
     int64_t gpu_device;                  /* -1: not given; folded into device */
     int64_t port;
     int64_t ctx_size, max_batch, max_queue;
-    int64_t kv_cache_size_mb, kv_type;
+    int64_t kv_cache_size_mb, kv_type, speculate;
     int64_t max_tokens_in, max_tokens_out;
     int64_t inference_timeout_sec, drain_timeout_sec, drain_delay_sec;
     int64_t threads;

@@ -76,6 +76,7 @@ bool loader_open(const struct options *o, const struct loader_device *d, void (*
     struct engine_options eo = {
         .max_queue = (int)o->max_queue,
         .inference_timeout_s = (double)o->inference_timeout_sec,
+        .speculate = o->speculate == CLI_SPECULATE_ON ? SPECULATE_ON : SPECULATE_OFF,
     };
     l->engine = engine_open(l->adapter, &eo, err);
     if (l->engine != NULL)

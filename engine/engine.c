@@ -16,7 +16,7 @@ enum { IDLE_MS = 100 }; /* between two signs of life when there is nothing to do
 
 struct counters {
     atomic_int running, queued, pages_used, last_batch;
-    _Atomic uint64_t tokens_in, tokens_out, heartbeat_ns, steps;
+    _Atomic uint64_t tokens_in, tokens_out, heartbeat_ns, steps, draft_tokens, draft_accepted;
 };
 
 struct engine {
@@ -168,8 +168,11 @@ static bool put_token(struct engine *e, struct gen *g, int32_t token, const floa
     return gen_put_token(g, piece, top);
 }
 
-static void sample(struct engine *e, struct gen *g, const float *logits)
+/* Draws the next token. False: it ended the gen, or found it ended. */
+static bool sample(struct engine *e, struct gen *g, const float *logits)
 {
+    if (gen_ended(g))
+        return false;
     struct sample_in in = {
         .logits = logits,
         .params = &g->sample,
@@ -183,16 +186,39 @@ static void sample(struct engine *e, struct gen *g, const float *logits)
     int32_t token = sampler_draw(e->sampler, &in);
     if (is_stop_token(g, token)) {
         gen_put_end(g, STOP_TOKEN);
-    } else if (!put_token(e, g, token, logits)) {
+        return false;
+    }
+    if (!put_token(e, g, token, logits)) {
         char message[96];
         snprintf(message, sizeof message, "the reader is too slow: %d tokens unread", g->ring_size);
         gen_cancel(g, ERR_CANCELLED, message);
+        return false;
+    }
+    g->history[g->n_history++] = token;
+    atomic_fetch_add_explicit(&e->n.tokens_out, 1, memory_order_relaxed);
+    if (gen_n_out(g) == g->max_out)
+        gen_put_end(g, g->limit);
+    return true;
+}
+
+/* Draws a token from each row that stands on what was really drawn before. The rest was computed in
+ * vain: n_computed does not count it, and whoever comes to its positions writes over it. */
+static void sample_member(struct engine *e, const struct member *m, const float *const *logits)
+{
+    struct gen *g = m->gen;
+    int i = 0, n = g->n_history;
+    if (gen_ended(g))
         return;
-    } else {
-        g->history[g->n_history++] = token;
-        atomic_fetch_add_explicit(&e->n.tokens_out, 1, memory_order_relaxed);
-        if (gen_n_out(g) == g->max_out)
-            gen_put_end(g, g->limit);
+    while (sample(e, g, logits[i])) {
+        bool right = draft_check(&g->draft, g->history, n + i, g->history[n + i]);
+        if (!right || i == m->n_draft)
+            break;
+        i++;
+        g->n_computed++;
+    }
+    if (m->n_draft > 0) {
+        atomic_fetch_add_explicit(&e->n.draft_tokens, (uint64_t)m->n_draft, memory_order_relaxed);
+        atomic_fetch_add_explicit(&e->n.draft_accepted, (uint64_t)i, memory_order_relaxed);
     }
     gen_wake(g);
 }
@@ -210,15 +236,16 @@ static void run_step(struct engine *e)
             engine_fail(e, &err);
         return;
     }
-    int n_sampled = 0;
+    if (st->n_decode == st->n_rows)
+        speculate_measure(&e->s.spec, st->n_rows, clock_ms_since(start) / 1e3);
+    const float *const *logits = out.logits;
     for (int i = 0; i < st->n_members; i++) {
         const struct member *m = &st->members[i];
         m->gen->n_computed += m->n;
         if (!m->sample)
             continue;
-        const float *logits = out.logits[n_sampled++];
-        if (!gen_ended(m->gen))
-            sample(e, m->gen, logits);
+        sample_member(e, m, logits);
+        logits += 1 + m->n_draft;
     }
     sched_measure(&e->s, clock_ms_since(start) / 1e3);
     atomic_fetch_add_explicit(&e->n.steps, 1, memory_order_relaxed);
@@ -338,6 +365,7 @@ struct engine *engine_open(struct adapter *a, const struct engine_options *o, st
     atomic_init(&e->n.heartbeat_ns, clock_ns());
     if (!sched_init(&e->s, a, o->max_queue, o->max_jobs_per_key, err))
         goto fail;
+    e->s.spec.mode = o->speculate;
     e->sampler = sampler_new(adapter_vocab_size(a));
     if (e->sampler == NULL) {
         err_set(err, ERR_OOM, "no memory for the sampler of %d tokens", adapter_vocab_size(a));
@@ -439,6 +467,8 @@ void engine_stats_get(const struct engine *e, struct engine_stats *out)
         .heartbeat_ns = atomic_load_explicit(&n->heartbeat_ns, memory_order_relaxed),
         .steps = atomic_load_explicit(&n->steps, memory_order_relaxed),
         .last_batch = atomic_load_explicit(&n->last_batch, memory_order_relaxed),
+        .draft_tokens = atomic_load_explicit(&n->draft_tokens, memory_order_relaxed),
+        .draft_accepted = atomic_load_explicit(&n->draft_accepted, memory_order_relaxed),
         .failed = atomic_load_explicit(&e->failed, memory_order_acquire),
     };
     out->load = out->queued > 0 ? 1 : (double)out->running / max_seqs;

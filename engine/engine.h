@@ -20,10 +20,18 @@
 struct engine;
 struct gen;
 
+/* Drafts of what a generation will say, checked in its step (speculate.h). They change speed, never bytes. */
+enum speculation {
+    SPECULATE_OFF,
+    SPECULATE_ON,                   /* where it is expected to pay */
+    SPECULATE_ALWAYS,               /* where there is anything to try */
+};
+
 struct engine_options {
     int max_queue;                  /* waiting requests; the next is ERR_BUSY */
     int max_jobs_per_key;           /* 0 = none */
     double inference_timeout_s;     /* a request running longer ends with ERR_TIMEOUT; 0 = none */
+    enum speculation speculate;
     int ring_events;                /* events a gen may hold unread; 0 = 4096. A full ring stops the gen (ERR_CANCELLED) */
 };
 
@@ -121,7 +129,7 @@ struct engine_stats {
     double load;                    /* 0..1: running / max_seqs, 1 when requests wait */
     bool failed;                    /* the device failed: see engine_failure */
     uint64_t prefix_queries, prefix_hits;          /* tokens */
-    uint64_t draft_tokens, draft_accepted;
+    uint64_t draft_tokens, draft_accepted;         /* tried, right */
 };
 void engine_stats_get(const struct engine *e, struct engine_stats *out);
 bool engine_failure(const struct engine *e, struct err *err);    /* true and the cause when failed */

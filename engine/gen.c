@@ -72,7 +72,10 @@ static size_t lay_out(struct gen *g, char *base, const struct gen_request *r, in
            ring = (size_t)ring_size;
     size_t n_out = (size_t)(max_out > r->n_resume ? max_out : r->n_resume);
     carve(base, &used, 1, sizeof *g);
-    int32_t *history = carve(base, &used, (size_t)r->n_prompt + n_out, sizeof *history);
+    size_t n_history = (size_t)r->n_prompt + n_out, n_heads = draft_heads(n_history);
+    int32_t *history = carve(base, &used, n_history, sizeof *history);
+    int32_t *head = carve(base, &used, n_heads, sizeof *head);
+    int32_t *link = carve(base, &used, n_history, sizeof *link);
     const int32_t *stop =
         carve_copy(base, &used, r->stop_tokens, (size_t)r->n_stop_tokens, sizeof *stop);
     const struct logit_bias *bias =
@@ -86,6 +89,7 @@ static size_t lay_out(struct gen *g, char *base, const struct gen_request *r, in
     if (r->n_resume > 0)
         memcpy(history + r->n_prompt, r->resume, (size_t)r->n_resume * sizeof *history);
     g->history = history;
+    draft_init(&g->draft, head, n_heads, link);
     g->stop_tokens = stop;
     g->sample = r->sample;
     g->sample.bias = bias;

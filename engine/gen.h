@@ -4,6 +4,7 @@
 #ifndef ENGINE_GEN_H
 #define ENGINE_GEN_H
 
+#include "engine/draft.h"
 #include "engine/engine.h"
 
 #include <pthread.h>
@@ -57,6 +58,7 @@ struct gen {
     bool begun;
     int32_t *history; /* (n_prompt + max_out): prompt, resumed and generated tokens */
     int n_history, n_computed;
+    struct draft draft;
 };
 
 /* A gen with two references, the submitter's and the engine's. Errors: ERR_INVALID, ERR_CONTEXT,

@@ -32,9 +32,10 @@ bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_
     size_t seqs = (size_t)s->max_seqs;
     s->running = mem_alloc(seqs, sizeof *s->running);
     s->prompts = mem_alloc(seqs, sizeof *s->prompts);
+    s->bids = mem_alloc(seqs, sizeof *s->bids);
     s->step.members = mem_alloc(seqs, sizeof *s->step.members);
     s->step.rows = mem_alloc((size_t)s->max_rows, sizeof *s->step.rows);
-    if (s->running == NULL || s->prompts == NULL || s->step.members == NULL ||
+    if (s->running == NULL || s->prompts == NULL || s->bids == NULL || s->step.members == NULL ||
         s->step.rows == NULL) {
         sched_free(s);
         return err_set(err, ERR_OOM, "no memory for a step of %d rows of %d sequences", s->max_rows,
@@ -51,6 +52,7 @@ void sched_free(struct sched *s)
     kv_free(&s->kv);
     free(s->running);
     free(s->prompts);
+    free(s->bids);
     free(s->step.members);
     free(s->step.rows);
     *s = (struct sched){0};
@@ -224,7 +226,7 @@ static int add_rows(struct sched *s, struct gen *g, int n)
     if (n <= 0)
         return 0;
     bool sample = n == gen_todo(g);
-    st->members[st->n_members++] = (struct member){g, n, sample};
+    st->members[st->n_members++] = (struct member){g, n, sample, 0};
     for (int i = 0; i < n; i++) {
         int pos = g->n_computed + i;
         st->rows[st->n_rows++] = (struct row){g->seq, pos, g->history[pos], sample && i == n - 1};
@@ -298,31 +300,69 @@ static void add_prompts(struct sched *s, int n)
             budget -= add_rows(s, s->prompts[i], share(s->prompts[i], budget));
 }
 
-/* One row for each gen that decodes; when they are more than fit, they take turns. */
-static void add_decodes(struct sched *s, int room)
+/* Gens that decode, in turn, as bids without drafts. */
+static int collect_decodes(struct sched *s)
 {
-    int next_turn = s->turn;
+    int n = 0;
     for (int i = 0; i < s->max_seqs; i++) {
-        int seq = (s->turn + i) % s->max_seqs;
-        struct gen *g = s->running[seq];
-        if (g == NULL || gen_ended(g) || gen_todo(g) != 1)
-            continue;
-        if (s->step.n_rows == room || add_rows(s, g, 1) == 0) {
-            next_turn = seq;
+        struct gen *g = s->running[(s->turn + i) % s->max_seqs];
+        if (g != NULL && !gen_ended(g) && gen_todo(g) == 1)
+            s->bids[n++] = (struct bid){.gen = g, .draft = &g->draft};
+    }
+    return n;
+}
+
+/* How many drafts each of them gets: of the rows and logits that are left when all have a row, and
+ * not more than tokens it may still give, since its pages are promised for those. */
+static void choose_drafts(struct sched *s, int n)
+{
+    for (struct bid *b = s->bids; b < s->bids + n; b++) {
+        struct gen *g = b->gen;
+        int left = g->max_out - gen_n_out(g) - 1;
+        left = left < DRAFT_MAX ? left : DRAFT_MAX;
+        b->max = left > 0 && draft_find(&g->draft, g->history, g->n_history) ? left : 0;
+    }
+    int room = s->max_rows < s->max_logits ? s->max_rows : s->max_logits;
+    speculate_choose(&s->spec, s->bids, n, room - n);
+}
+
+/* Behind the decode row of the last member. */
+static void add_drafts(struct sched *s, int n)
+{
+    struct sched_step *st = &s->step;
+    struct member *m = &st->members[st->n_members - 1];
+    const struct gen *g = m->gen;
+    for (int i = 0; i < n; i++)
+        st->rows[st->n_rows++] =
+            (struct row){g->seq, g->n_history + i, draft_token(&g->draft, g->history, i), true};
+    kv_cover(&s->kv, g->seq, g->n_history + n);
+    m->n_draft = n;
+    st->n_draft += n;
+}
+
+/* One row for each gen that decodes, and its drafts; when they are more than fit, they take turns.
+ */
+static void add_decodes(struct sched *s, int n, int room)
+{
+    for (const struct bid *b = s->bids; b < s->bids + n; b++) {
+        if (s->step.n_rows == room || add_rows(s, b->gen, 1) == 0) {
+            s->turn = b->gen->seq;
             break;
         }
+        add_drafts(s, b->n);
     }
-    s->turn = next_turn;
     s->step.n_decode = s->step.n_rows;
 }
 
 bool sched_choose(struct sched *s)
 {
-    s->step.n_rows = s->step.n_members = 0;
-    int n = collect_prompts(s), room = s->max_rows;
+    s->step.n_rows = s->step.n_members = s->step.n_draft = 0;
+    int n = collect_prompts(s), n_decodes = collect_decodes(s), room = s->max_rows;
     if (n > 0) /* however many decode, a prompt goes on */
         room -= s->max_rows > 2 * ROW_QUANTUM ? ROW_QUANTUM : (s->max_rows + 1) / 2;
-    add_decodes(s, room);
+    else if (s->spec.mode != SPECULATE_OFF) /* beside prompts no row is cheap */
+        choose_drafts(s, n_decodes);
+    add_decodes(s, n_decodes, room);
     if (n > 0)
         add_prompts(s, n);
     return s->step.n_rows > 0;
@@ -344,6 +384,8 @@ void sched_measure(struct sched *s, double seconds)
 {
     struct pace *p = &s->pace;
     int n_decode = s->step.n_decode, n_prompt = s->step.n_rows - n_decode;
+    if (s->step.n_draft > 0) /* decode_s is about steps without */
+        return;
     if (n_prompt == 0) {
         p->mixed_steps = 0;
         if (p->decode_s > 0)

@@ -6,17 +6,21 @@
 
 #include "engine/gen.h"
 #include "engine/kv.h"
+#include "engine/speculate.h"
 
 struct member { /* the rows of one gen in a step */
     struct gen *gen;
     int n;       /* rows: positions n_computed .. n_computed + n - 1 */
     bool sample; /* the last of them gives a token */
+    int n_draft; /* rows behind those, of tokens that are guessed; each gives a token, too */
 };
 
 struct sched_step {
-    struct row *rows;                /* (max_rows) */
-    struct member *members;          /* (max_seqs) */
-    int n_rows, n_members, n_decode; /* rows of prompts: n_rows - n_decode */
+    struct row *rows;       /* (max_rows) */
+    struct member *members; /* (max_seqs) */
+    int n_rows, n_members;
+    int n_decode,
+        n_draft; /* decode rows, and how many of them are drafts; the rest are of prompts */
 };
 
 /* Running averages of what rows cost, in seconds; 0 = not known yet. */
@@ -38,6 +42,8 @@ struct sched {
     struct pace pace;
     struct sched_step step;
     struct gen **prompts; /* (max_seqs), scratch of sched_choose: gens with a prompt to compute */
+    struct speculate spec;
+    struct bid *bids; /* (max_seqs), scratch of sched_choose, by turn: gens that decode */
 };
 
 bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_per_key,

@@ -98,6 +98,49 @@ START_TEST(a_table_for_people)
 }
 END_TEST
 
+START_TEST(speculation_in_its_own_rows)
+{
+    char args[256], ids[64], *out;
+    snprintf(ids, sizeof ids, "/tmp/test_bench.%d.json", (int)getpid());
+    FILE *f = fopen(ids, "w");
+    ck_assert_ptr_nonnull(f);
+    fputs(" [1, 2,3,\n4,5, 1,2,3 ]\n", f);
+    fclose(f);
+    snprintf(args, sizeof args, "-m %s -dev cpu -s %s -n 40 -b 1,2 -t 1 -r 1 -temp 0 -o json",
+             model, ids);
+    ck_assert_int_eq(run_bench(args, &out), 0);
+    json_error_t error;
+    json_t *rows = json_loads(out, 0, &error);
+    ck_assert_msg(rows != NULL, "%s: %s", error.text, out);
+    ck_assert_uint_eq(json_array_size(rows), 2);
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *row = json_array_get(rows, i);
+        ck_assert(json_is_true(json_object_get(row, "speculation")));
+        ck_assert_int_eq(number(row, "n_prompt"), 8);
+        ck_assert_int_eq(number(row, "n_gen"), 40);
+        ck_assert_int_eq(number(row, "n_batch"), (int)i + 1);
+        double drafted = json_number_value(json_object_get(row, "drafted"));
+        double accepted = json_number_value(json_object_get(row, "accepted"));
+        ck_assert(accepted >= 0 && accepted <= drafted);
+        ck_assert_double_gt(json_number_value(json_object_get(row, "off_ts")), 0);
+        ck_assert_double_gt(json_number_value(json_object_get(row, "on_ts")), 0);
+    }
+    json_decref(rows);
+    free(out);
+    snprintf(args, sizeof args, "-m %s -s %s -n 40 -t 1 -r 1", model, ids);
+    ck_assert_int_eq(run_bench(args, &out), 0);
+    ck_assert_msg(strstr(out, "| 8 | 0 | tg40 x 1 |") != NULL, "%s", out);
+    free(out);
+    f = fopen(ids, "w");
+    fputs("[1, x]", f);
+    fclose(f);
+    ck_assert_int_eq(run_bench(args, &out), 64);
+    ck_assert_msg(strstr(out, "not a JSON array of token ids") != NULL, "%s", out);
+    free(out);
+    unlink(ids);
+}
+END_TEST
+
 START_TEST(exit_codes)
 {
     static const struct {
@@ -110,6 +153,9 @@ START_TEST(exit_codes)
         {"-m x -p", 64, "option -p: no value"},
         {"-m x -p 1,", 64, "option -p"},
         {"-m x -b 0", 64, "option -b: \"0\" is not allowed"},
+        {"-m x -temp 2.1", 64, "option -temp"},
+        {"-m x -s /nonexistent.json", 64, "/nonexistent.json: No such file"},
+        {"-m x -s y -b 65", 64, "with -s at most 64"},
         {"-m x -o xml", 64, "option -o"},
         {"-m x -speed 9", 64, "option -speed"},
         {"-m /nonexistent.gguf", 66, "/nonexistent.gguf: No such file"},
@@ -133,6 +179,7 @@ int main(void)
     tcase_add_unchecked_fixture(tc, make_model, remove_model);
     tcase_add_test(tc, a_row_for_each_test);
     tcase_add_test(tc, a_table_for_people);
+    tcase_add_test(tc, speculation_in_its_own_rows);
     tcase_add_test(tc, exit_codes);
     tcase_set_timeout(tc, 60);
     suite_add_tcase(s, tc);
