@@ -1,5 +1,6 @@
-/* One tiny model opened on two devices that must give the same bytes: the oracle and the one under test. No test framework,
- * so that a program for another machine can use it too. */
+/* One tiny model opened on two devices: the oracle and the one under test. They must give the same bytes, but for F16 and BF16
+ * weights on tensor cores (docs/numerics.md), which must come near. No test framework, so that a program for another
+ * machine can use it too. */
 #ifndef TESTS_PAIR_H
 #define TESTS_PAIR_H
 
@@ -12,6 +13,7 @@ struct pair {
     struct model *model;
     struct adapter *want, *got;
     int n_vocab;
+    float tolerance;    /* |got - want| / |want| of a row of logits; 0 = the same bytes */
 };
 
 bool pair_open(struct pair *p, const struct tiny_spec *spec, struct adapter_options o, const struct kern_device *want,
@@ -24,8 +26,12 @@ void pair_pages(struct pair *p, int seqs, int per_seq);
 /* A row with some token, its logits wanted. */
 struct row pair_row(int seq, int pos, int salt);
 
-/* The same step on both; false, with the place, when a logit has other bytes. */
+/* The same step on both; false, with the place, when a logit has other bytes (or a row is not near). */
 bool pair_step(struct pair *p, const struct row *rows, int n, struct err *err);
+
+/* A prompt of 150 rows in one step on want and in steps of every size on got: the same bytes for every row. */
+bool pair_run_chunks(const char *preset, const char *type, const struct kern_device *want, const struct kern_device *got,
+                     struct err *err);
 
 /* A model through a prompt of 18 rows, a mixed step of two sequences, and one row alone three times. */
 bool pair_run(const char *preset, const char *type, enum kv_type kv, const struct kern_device *want,

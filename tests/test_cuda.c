@@ -77,6 +77,24 @@ START_TEST(old_card)
 }
 END_TEST
 
+/* A row has the same logits in a step of 150 as in one of 1, 8, 9, 32, 33, 65: every kernel of a product meets every other. */
+START_TEST(any_number_of_rows)
+{
+    static const char *const cases[][2] = {{"llama3", "F16"}, {"qwen2", "BF16"}, {"smollm2", "F32"}, {"phi3", "Q4_K"}};
+    struct err err = {0};
+    ck_assert_msg(pair_run_chunks(cases[_i][0], cases[_i][1], kern_cuda(), kern_cuda(), &err), "%s %s: %s", cases[_i][0],
+                  cases[_i][1], err.msg);
+}
+END_TEST
+
+/* Widths of 96 and 160: segments end early, and a stage of two blocks of 32 too. */
+START_TEST(odd_widths)
+{
+    static const char *const types[] = {"F32", "F16", "BF16"};
+    run_model("smollm2", types[_i], KV_F16);
+}
+END_TEST
+
 /* Contexts of several splits: shared out over blocks for few rows, run through by one block for many, with and without a
  * window and sinks. The chunks are those of a long prompt. */
 START_TEST(long_context)
@@ -260,6 +278,8 @@ static Suite *suite(void)
     tcase_add_loop_test(t, every_type, 0, QTYPE_N);
     tcase_add_test(t, mixtures);
     tcase_add_test(t, old_card);
+    tcase_add_loop_test(t, any_number_of_rows, 0, 4);
+    tcase_add_loop_test(t, odd_widths, 0, 3);
     tcase_add_loop_test(t, long_context, 0, 3);
     tcase_add_test(t, graphs);
     if (full)

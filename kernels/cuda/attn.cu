@@ -220,7 +220,7 @@ template <enum kv_type KV> static void run_heads(struct cuda *k, struct attn_arg
         run<KV, 1>(k, a, splits);
 }
 
-extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int layer)
+extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int layer, const struct act *out)
 {
     int most = p->window > 0 ? (p->window + NUM_SPLIT - 2) / NUM_SPLIT + 1 : k->splits;
     most = most < k->splits ? most : k->splits;
@@ -244,6 +244,6 @@ extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int lay
         run_heads<KV_Q8_0>(k, &a, splits);
     int width = k->cfg.n_head * k->cfg.head_dim;
     dim3 grid((unsigned)((width + ATTN_THREADS - 1) / ATTN_THREADS), (unsigned)k->n_rows);
-    LAUNCH(k, k_merge, grid, dim3(ATTN_THREADS), 0, a, p->sinks, k->attn);
+    LAUNCH(k, k_merge, grid, dim3(ATTN_THREADS), 0, a, p->sinks, *out);
     CU_NOTE(k, "merge");
 }

@@ -57,8 +57,11 @@ static bool choose_card(struct cuda *k, struct err *err)
     if (e != cudaSuccess)
         return err_set(err, ERR_DEVICE, "device cuda:%d: %s", index, cudaGetErrorString(e));
     k->capability = prop.major * 10 + prop.minor;
+    k->n_sm = prop.multiProcessorCount;
     k->code = tile_code();
     snprintf(k->name, sizeof k->name, "%.200s", prop.name);
+    if (k->code >= CODE_TILE && !half_open())
+        return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", index, k->name, cudaGetErrorString(cudaGetLastError()));
     if (k->capability < MIN_CAPABILITY)
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, needed is %d.%d or later", index,
                        k->name, prop.major, prop.minor, MIN_CAPABILITY / 10, MIN_CAPABILITY % 10);

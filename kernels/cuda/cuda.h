@@ -7,13 +7,15 @@
 
 #include <cuda_runtime_api.h>
 
-/* Rows of activations, as float and quantised: codes in blocks of 32, their scale and the sums of their halves. */
+/* Rows of activations: as float, rounded to the weights' type, and quantised: codes in blocks of 32, their scale and the
+ * sums of their halves. A form that no product reads is NULL and not written. */
 struct act_scale {
     float d;
     int16_t sum[2];
 };
 struct act {
     float *x;               /* (rows, ld) */
+    uint16_t *f16, *bf16;   /* (rows, ld), zeros up to a multiple of 32 */
     int8_t *q;              /* (rows, ld) */
     struct act_scale *s;    /* (rows, ld / 32) */
     int ld;                 /* a multiple of SEGMENT */
@@ -79,6 +81,7 @@ struct cuda {
     int capability;         /* 90 = 9.0 */
     int code;               /* what the code that runs was compiled for, see CODE_* */
     bool overlap;           /* kernels start before the one before has ended (gpu-bench measures it; off else) */
+    int n_sm;               /* multiprocessors */
     cudaStream_t stream;
     cudaError_t failed;     /* the first failure */
     const char *failed_at;
@@ -160,9 +163,12 @@ void launch_pack(struct cuda *k, enum qtype type, const uint8_t *raw, void *dst,
                  int row0, int n);
 void launch_embed(struct cuda *k, const struct mat *table);
 
-/* product.cu, tile.cu: out = w x act for few columns, and for many (quantised types, sm_80 on). */
+/* out = w x act. product.cu: any type, few columns. tile.cu: quantised types, many columns. half.cu: F16 and BF16, any
+ * number of columns. The last two need CODE_TILE. */
 void launch_product(struct cuda *k, enum qtype type, const struct product *p);
 void launch_tile(struct cuda *k, enum qtype type, const struct product *p);
+void launch_half(struct cuda *k, enum qtype type, const struct product *p);
+bool half_open(void);   /* takes the shared memory that its kernels need */
 int tile_code(void);    /* what the kernels that run here were compiled for: 90 = sm_90 */
 
 /* row.cu */
@@ -177,11 +183,11 @@ struct norm_args {
 };
 void launch_norm(struct cuda *k, const struct norm_args *a);
 void launch_heads(struct cuda *k, const struct attn_in_params *p, int layer);
-void launch_gate(struct cuda *k, int n_col, int n_ff);
+void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out);
 void launch_choose(struct cuda *k);
 void launch_blend(struct cuda *k);
 
 /* attn.cu */
-void launch_attn(struct cuda *k, const struct attn_params *p, int layer);
+void launch_attn(struct cuda *k, const struct attn_params *p, int layer, const struct act *out);
 
 #endif

@@ -178,9 +178,9 @@ template <int T> __device__ static void pack_float(const uint8_t *row, int cols,
     constexpr int size = block_bytes(T);
     int n = cols - s * SEGMENT < SEGMENT ? cols - s * SEGMENT : SEGMENT;
     const uint8_t *from = row + (size_t)(s * SEGMENT) * size;
-    for (int i = 0; i < n * size; i++) {
+    for (int i = 0; i < SEGMENT * size; i++) { /* zeros to the end: the tensor cores take blocks of 32 */
         int chunk = i / CHUNK_BYTES;
-        ((uint8_t *)code)[chunk * TILE_ROWS * CHUNK_BYTES + i % CHUNK_BYTES] = from[i];
+        ((uint8_t *)code)[chunk * TILE_ROWS * CHUNK_BYTES + i % CHUNK_BYTES] = i < n * size ? from[i] : 0;
     }
 }
 

@@ -39,6 +39,8 @@ static struct act carve_act(uint8_t *base, size_t *at, size_t rows, int width)
     struct act a = {.ld = (width + SEGMENT - 1) / SEGMENT * SEGMENT};
     size_t n = rows * (size_t)a.ld;
     a.x = carve(base, at, n, sizeof *a.x);
+    a.f16 = carve(base, at, n, sizeof *a.f16);
+    a.bf16 = carve(base, at, n, sizeof *a.bf16);
     a.q = carve(base, at, n, sizeof *a.q);
     a.s = carve(base, at, n / NUM_BLOCK, sizeof *a.s);
     return a;

@@ -220,9 +220,9 @@ extern "C" void launch_heads(struct cuda *k, const struct attn_in_params *p, int
     CU_NOTE(k, "heads");
 }
 
-extern "C" void launch_gate(struct cuda *k, int n_col, int n_ff)
+extern "C" void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out)
 {
-    LAUNCH(k, k_gate, dim3(blocks_of(n_ff), (unsigned)n_col), dim3(ROW_THREADS), 0, k->gate, k->up, k->h, n_ff,
+    LAUNCH(k, k_gate, dim3(blocks_of(n_ff), (unsigned)n_col), dim3(ROW_THREADS), 0, k->gate, k->up, *out, n_ff,
            k->cfg.act);
     CU_NOTE(k, "gate");
 }

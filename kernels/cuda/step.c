@@ -82,11 +82,35 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
 
 /* ---- products ---- */
 
+static bool is_half(enum qtype t)
+{
+    return t == QTYPE_F16 || t == QTYPE_BF16;
+}
+
 struct output {
     const struct mat *m;
     const float *bias;
     float *out;
 };
+
+/* The forms of a that these matrices read, the others taken out. */
+static struct act read_by(const struct cuda *k, struct act a, const struct output *o, int n)
+{
+    bool x = false, f16 = false, bf16 = false, q = false;
+    for (int i = 0; i < n; i++) {
+        enum qtype t = o[i].m->type;
+        bool half = is_half(t) && k->code >= CODE_TILE;
+        f16 = f16 || (half && t == QTYPE_F16);
+        bf16 = bf16 || (half && t == QTYPE_BF16);
+        q = q || qtype_info(t)->quantised;
+        x = x || (!half && !qtype_info(t)->quantised);
+    }
+    a.x = x ? a.x : NULL;
+    a.f16 = f16 ? a.f16 : NULL;
+    a.bf16 = bf16 ? a.bf16 : NULL;
+    a.q = q ? a.q : NULL;
+    return a;
+}
 
 /* out[i] = m[i] x act for all of them, one launch for each type there is. `which`: a matrix for each column (experts). */
 static void product(struct cuda *k, const struct output *o, int n, const struct act *act, int act_div, const int32_t *which,
@@ -109,16 +133,22 @@ static void product(struct cuda *k, const struct output *o, int n, const struct 
                 (struct product_part){o[j].m->data, o[j].bias, o[j].out, o[j].m->rows, layout_tiles(o[j].m->rows)};
             p.n_tile += layout_tiles(o[j].m->rows);
         }
-        bool tiled = n_col > FEW_COLUMNS && which == NULL && layout_of((int)o[i].m->type).head_segs > 0 && k->code >= CODE_TILE;
-        (tiled ? launch_tile : launch_product)(k, o[i].m->type, &p);
+        enum qtype t = o[i].m->type;
+        if (is_half(t) && k->code >= CODE_TILE)
+            launch_half(k, t, &p);
+        else if (qtype_info(t)->quantised && k->code >= CODE_TILE && n_col > FEW_COLUMNS && which == NULL)
+            launch_tile(k, t, &p);
+        else
+            launch_product(k, t, &p);
     }
 }
 
-static void norm(struct cuda *k, bool has_pending, const float *pending_norm, const float *w, const int32_t *rows, int n)
+static void norm(struct cuda *k, bool has_pending, const float *pending_norm, const float *w, const int32_t *rows, int n,
+                 struct act out)
 {
     struct norm_args a = {
         .x = k->x, .y = k->y, .pending_norm = pending_norm, .norm = w, .has_pending = has_pending, .rows = rows, .n = n,
-        .dim = k->cfg.dim, .eps = k->cfg.norm_eps, .out = k->xn,
+        .dim = k->cfg.dim, .eps = k->cfg.norm_eps, .out = out,
     };
     launch_norm(k, &a);
 }
@@ -139,7 +169,7 @@ void cuda_attn_in(struct kern *kern, const struct layer *l)
         return;
     const struct attn_in_params *p = &l->attn_in;
     const struct output out[] = {{&p->q, p->q_bias, k->q}, {&p->k, p->k_bias, k->k}, {&p->v, p->v_bias, k->v}};
-    norm(k, p->has_pending, p->pending_norm, p->norm, NULL, k->n_rows);
+    norm(k, p->has_pending, p->pending_norm, p->norm, NULL, k->n_rows, read_by(k, k->xn, out, 3));
     product(k, out, 3, &k->xn, 1, NULL, k->n_rows);
     launch_heads(k, p, l->index);
 }
@@ -147,8 +177,11 @@ void cuda_attn_in(struct kern *kern, const struct layer *l)
 void cuda_attn(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode != STEP_REPLAY)
-        launch_attn(k, &l->attn, l->index);
+    if (k->mode == STEP_REPLAY)
+        return;
+    const struct output reader = {&l->attn_out.o, NULL, NULL};
+    struct act out = read_by(k, k->attn, &reader, 1);
+    launch_attn(k, &l->attn, l->index, &out);
 }
 
 void cuda_attn_out(struct kern *kern, const struct layer *l)
@@ -165,8 +198,9 @@ void cuda_route(struct kern *kern, const struct layer *l)
     struct cuda *k = (struct cuda *)kern;
     if (k->mode == STEP_REPLAY)
         return;
-    const struct output out[] = {{&l->route.router, l->route.router_bias, k->router}};
-    norm(k, true, l->ffn.pending_norm, l->ffn.norm, NULL, k->n_rows);
+    const struct output out[] = {{&l->route.router, l->route.router_bias, k->router},
+                                 {&l->ffn.gate, NULL, NULL}, {&l->ffn.up, NULL, NULL}};
+    norm(k, true, l->ffn.pending_norm, l->ffn.norm, NULL, k->n_rows, read_by(k, k->xn, out, 3));
     product(k, out, 1, &k->xn, 1, NULL, k->n_rows);
     launch_choose(k);
 }
@@ -181,9 +215,11 @@ void cuda_ffn_in(struct kern *kern, const struct layer *l)
     bool moe = l->route.router.data != NULL;
     int used = cuda_slots(&k->cfg), n = k->n_rows * used;
     if (!moe)
-        norm(k, true, p->pending_norm, p->norm, NULL, k->n_rows);
+        norm(k, true, p->pending_norm, p->norm, NULL, k->n_rows, read_by(k, k->xn, out, 2));
     product(k, out, 2, &k->xn, used, moe ? k->expert : NULL, n);
-    launch_gate(k, n, p->gate.rows);
+    const struct output reader = {&p->down, NULL, NULL};
+    struct act h = read_by(k, k->h, &reader, 1);
+    launch_gate(k, n, p->gate.rows, &h);
 }
 
 void cuda_ffn_out(struct kern *kern, const struct layer *l)
@@ -205,6 +241,6 @@ void cuda_head(struct kern *kern, const struct head_params *p)
     if (k->mode == STEP_REPLAY)
         return;
     const struct output out[] = {{&p->out, NULL, k->logits}};
-    norm(k, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits);
+    norm(k, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits, read_by(k, k->xn, out, 1));
     product(k, out, 1, &k->xn, 1, NULL, k->n_logits);
 }

@@ -9,8 +9,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <vector>
 
-enum { MAX_LANES = 1024, MAX_WARPS = MAX_LANES / EMU_WARP, MAX_SHARED = 99 * 1024 };
+enum { MAX_LANES = 1024, MAX_WARPS = MAX_LANES / EMU_WARP, MAX_SHARED = 99 * 1024, FREE_SHARED = 48 * 1024, COPY_BYTES = 16 };
+
+struct copy {
+    void *to;
+    const void *from;
+    int group;
+};
 
 struct warp {
     emu_slot slot[2][EMU_WARP];
@@ -26,6 +33,9 @@ static struct {
     int n_lanes, n_done, n_waiting, line, current;
     const std::function<void()> *body;
     uint64_t random;
+    std::vector<struct copy> copies[MAX_LANES];     /* under way, oldest first */
+    int groups[MAX_LANES];  /* closed so far */
+    int allowed_shared;
     alignas(16) unsigned char shared[MAX_SHARED];
 } now;
 
@@ -96,6 +106,34 @@ void emu_begin(void)
     now.begun[now.current] = true;
 }
 
+void emu_copy(void *shared, const void *global)
+{
+    if (((uintptr_t)shared | (uintptr_t)global) % COPY_BYTES != 0)
+        emu_fail("a copy that is not aligned", 0, 0);
+    memset(shared, 0xFF, COPY_BYTES);
+    now.copies[now.current].push_back({shared, global, now.groups[now.current]});
+}
+
+void emu_copy_close(void)
+{
+    now.groups[now.current]++;
+}
+
+void emu_copy_wait(int left)
+{
+    std::vector<struct copy> &all = now.copies[now.current];
+    size_t n = 0;
+    for (; n < all.size() && all[n].group < now.groups[now.current] - left; n++)
+        memcpy(all[n].to, all[n].from, COPY_BYTES);
+    all.erase(all.begin(), all.begin() + (ptrdiff_t)n);
+}
+
+cudaError_t emu_raise_shared(int bytes)
+{
+    now.allowed_shared = bytes > now.allowed_shared ? bytes : now.allowed_shared;
+    return bytes <= MAX_SHARED ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 static void lane_entry(void)
 {
     (*now.body)();
@@ -119,8 +157,9 @@ static void run_block(int n_lanes)
     now.n_done = now.n_waiting = now.n_ready = 0;
     for (int i = 0; i < n_lanes; i++) {
         fiber_start(&now.lane[i], lane_entry);
-        now.parity[i] = 0;
         now.begun[i] = false;
+        now.parity[i] = now.groups[i] = 0;
+        now.copies[i].clear();
         now.warp[i / EMU_WARP].waiting = 0;
     }
     memset(now.shared, 0xFF, sizeof now.shared);
@@ -138,7 +177,7 @@ static void run_block(int n_lanes)
 
 void emu_run_grid(dim3 grid, dim3 block, size_t smem, const std::function<void()> &lane)
 {
-    if (block.x % EMU_WARP != 0 || block.x > MAX_LANES || block.y != 1 || block.z != 1 || smem > 48 * 1024 || grid.y > 65535 ||
+    if (block.x % EMU_WARP != 0 || block.x > MAX_LANES || block.y != 1 || block.z != 1 || (smem > FREE_SHARED && smem > (size_t)now.allowed_shared) || grid.y > 65535 ||
         grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0)
         emu_fail("a launch no card takes, or not whole warps", (int)block.x, (int)smem);
     gridDim = grid;

@@ -41,6 +41,10 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 void emu_enqueue(cudaStream_t s, std::function<void()> work);
 void emu_run_grid(dim3 grid, dim3 block, size_t smem, const std::function<void()> &lane);
 void *emu_dynamic_shared(void);
+/* A lane's copies to shared memory: the target is NaNs until the lane waits for the copy's group. */
+void emu_copy(void *shared, const void *global);
+void emu_copy_close(void);
+void emu_copy_wait(int left);
 enum { EMU_WARP = 32, EMU_SLOT = 64 };
 typedef unsigned char emu_slot[EMU_SLOT];
 /* Hands `bytes` of every lane of the warp to all of them; valid until the lane's second exchange from here. */
@@ -59,9 +63,16 @@ void emu_launch(dim3 grid, dim3 block, size_t smem, cudaStream_t s, void (*kerne
 
 /* As if compiled for the card that is there. */
 cudaError_t emu_attributes(struct cudaFuncAttributes *a);
+cudaError_t emu_raise_shared(int bytes);
 template <class F> cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, F *)
 {
     return emu_attributes(a);
+}
+
+/* What a kernel may take beyond 48 KB; asked for once, kept for all: launches check the card's limit alone. */
+template <class F> cudaError_t cudaFuncSetAttribute(F *, enum cudaFuncAttribute, int bytes)
+{
+    return emu_raise_shared(bytes);
 }
 
 /* The default argument is the line of the call. */
@@ -167,6 +178,48 @@ static inline void emu_mma(int32_t c[4], const uint32_t *a, const uint32_t *b, i
                 memcpy(&y, all[4 * (2 * t + e % 2) + q] + 4 * (4 + h), 4);
                 c[e] = __dp4a((int)x, (int)y, c[e]);
             }
+}
+
+/* mma.sync with halves or bfloats: the products of a value are added one by one in order of k. The card's order inside the
+ * instruction is its own: against the reference such results are compared within a tolerance. */
+template <float (*value)(uint16_t)> void emu_mma_float(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, int line)
+{
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    const emu_slot *all = emu_exchange(mine, sizeof mine, line);
+    int g = emu_lane() / 4, t = emu_lane() % 4;
+    for (int e = 0; e < 4; e++)
+        for (int k = 0; k < 16; k++) {
+            int q = k % 8 / 2, high = k / 8;
+            uint16_t x, y;
+            memcpy(&x, all[4 * g + q] + 4 * (2 * high + e / 2) + 2 * (k % 2), 2);
+            memcpy(&y, all[4 * (2 * t + e % 2) + q] + 4 * (4 + high) + 2 * (k % 2), 2);
+            c[e] = fmaf(value(x), value(y), c[e]);
+        }
+}
+
+static inline void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMU_LINE)
+{
+    emu_mma_float<num_f16_to_f32>(c, a, b0, b1, line);
+}
+
+static inline void mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMU_LINE)
+{
+    emu_mma_float<num_bf16_to_f32>(c, a, b0, b1, line);
+}
+
+static inline void copy_async(void *shared, const void *global)
+{
+    emu_copy(shared, global);
+}
+
+static inline void copy_close(void)
+{
+    emu_copy_close();
+}
+
+template <int left> void copy_wait(void)
+{
+    emu_copy_wait(left);
 }
 
 static inline void mma_16x8x32(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMU_LINE)

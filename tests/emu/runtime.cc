@@ -82,6 +82,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int index)
     snprintf(prop->name, sizeof prop->name, "emulated card %d", index);
     prop->major = emu.card.capability / 10;
     prop->minor = emu.card.capability % 10;
+    prop->multiProcessorCount = 4;
     return cudaSuccess;
 }
 

@@ -1,0 +1,294 @@
+/* The product of F16 and BF16 weights on the tensor cores, for any number of columns: `mma.m16n8k16` with the weights as the
+ * rows and activations rounded to the weights' type as the columns. A value is, whatever the tile and whoever its
+ * neighbours are, the chain of its segment's instructions from zero, segments added in index order; how the hardware adds
+ * inside one instruction is its own affair, which is why one row alone takes the same instruction.
+ *
+ * Both operands' 16 bytes are used as they lie: of 32 weights, lane t of a group holds 8 t .. 8 t + 7, words 0 and 1 are its
+ * share of the first instruction, 2 and 3 of the second. The order of k is thereby another one than the index's, the same
+ * for both operands and everywhere. */
+#include "kernels/cuda/product.cuh"
+
+enum {
+    FEW_COLS = 8, FEW_WARPS = 8, FEW_THREADS = FEW_WARPS * WARP, WAVE = 32, /* segments between two barriers */
+    HALF_COLS = 2 * NUM_BLOCK,      /* of a stage, half a segment: 8 chunks a row */
+    STAGE_CHUNKS = HALF_COLS / 8,
+    GROUP_UNITS = STAGE_CHUNKS * TILE_ROWS, /* a stage of 8 rows or 8 columns */
+    GROUP_BYTES = GROUP_UNITS * CHUNK_BYTES,
+};
+
+/* ---- helpers ---- */
+
+template <int T> __device__ inline void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    if constexpr (T == QTYPE_F16)
+        mma_f16(c, a, b0, b1);
+    else
+        mma_bf16(c, a, b0, b1);
+}
+
+/* Two instructions: 32 weights of rows g (lo) and g + 8 (hi) with those of column g. */
+template <int T> __device__ inline void multiply_block(float c[4], uint4 lo, uint4 hi, uint4 b)
+{
+    const uint32_t first[4] = {lo.x, hi.x, lo.y, hi.y}, second[4] = {lo.z, hi.z, lo.w, hi.w};
+    multiply<T>(c, first, b.x, b.y);
+    multiply<T>(c, second, b.z, b.w);
+}
+
+template <int T> __device__ inline const uint16_t *act_plane(const struct product &p)
+{
+    return T == QTYPE_F16 ? p.act.f16 : p.act.bf16;
+}
+
+/* ---- few columns: a block takes 8 rows, a warp every eighth segment, straight from memory ---- */
+
+template <int T> __device__ inline void load_weights(const struct place &at, int t, uint4 w[SEGMENT_BLOCKS])
+{
+#pragma unroll
+    for (int j = 0; j < SEGMENT_BLOCKS; j++)
+        w[j] = *(const uint4 *)(at.code + (size_t)(4 * j + t) * TILE_ROWS * CHUNK_WORDS);
+}
+
+/* Rows 8..15 of the instruction are zeros: this path waits for memory, not for arithmetic. x: the lane's column's first
+ * values of the segment, of which n_block blocks are there. */
+template <int T>
+__device__ inline void sum_segment(const uint4 w[SEGMENT_BLOCKS], const uint16_t *x, bool mine, int n_block, float acc[4])
+{
+    const uint4 none = {0, 0, 0, 0};
+    acc[0] = acc[1] = acc[2] = acc[3] = 0;
+#pragma unroll
+    for (int j = 0; j < SEGMENT_BLOCKS; j++)
+        if (j < n_block)
+            multiply_block<T>(acc, w[j], none, mine ? *(const uint4 *)(x + j * NUM_BLOCK) : none);
+}
+
+/* Block x: a tile of 8 rows; block y: 8 columns, or one when each has a matrix of its own. */
+template <int T> __global__ static void __launch_bounds__(FEW_THREADS, 3) k_half_few(struct product p, int width)
+{
+    __shared__ float sums[WAVE][TILE_ROWS][FEW_COLS];
+    int tid = (int)threadIdx.x, lane = tid % WARP, warp = tid / WARP, g = lane / 4, t = lane % 4;
+    int first = (int)blockIdx.y * width, n = p.n_col - first < width ? p.n_col - first : width;
+    int tile = (int)blockIdx.x, row = tid / FEW_COLS, c = tid % FEW_COLS;
+    struct product_part part = part_of(p, &tile);
+    if (p.which != NULL)
+        kernel_begin(); /* which weights these are, another kernel chose */
+    int mat = p.which != NULL ? p.which[first] : 0, n_block = (p.cols + NUM_BLOCK - 1) / NUM_BLOCK;
+    bool mine = g < n; /* the lane's column is there */
+    const uint16_t *x = act_plane<T>(p) + act_at(p, mine ? first + g : first, 0) + (size_t)(8 * t);
+    struct place at = place_of<T>(part.w, p.n_mat, part.n_tile, p.n_seg, mat, tile, 0, g);
+    constexpr int pitch = layout_of(T).chunks * TILE_ROWS * CHUNK_WORDS;
+    float total = 0;
+    uint4 next[SEGMENT_BLOCKS];
+    at.code += (size_t)warp * pitch;
+    if (warp < p.n_seg)
+        load_weights<T>(at, t, next);
+    if (p.which == NULL)
+        kernel_begin();
+    for (int s0 = 0; s0 < p.n_seg; s0 += WAVE) {
+#pragma unroll 1
+        for (int i = warp; i < WAVE && s0 + i < p.n_seg; i += FEW_WARPS) {
+            uint4 w[SEGMENT_BLOCKS];
+            float acc[4];
+#pragma unroll
+            for (int j = 0; j < SEGMENT_BLOCKS; j++)
+                w[j] = next[j];
+            at.code += (size_t)FEW_WARPS * pitch;
+            if (s0 + i + FEW_WARPS < p.n_seg)
+                load_weights<T>(at, t, next);
+            sum_segment<T>(w, x + (s0 + i) * SEGMENT, mine, n_block - (s0 + i) * SEGMENT_BLOCKS, acc);
+            sums[i][g][2 * t] = acc[0];
+            sums[i][g][2 * t + 1] = acc[1];
+        }
+        __syncthreads();
+#pragma unroll 4
+        for (int i = 0; row < TILE_ROWS && i < WAVE && s0 + i < p.n_seg; i++)
+            total = s0 + i == 0 ? sums[i][row][c] : total + sums[i][row][c];
+        __syncthreads();
+    }
+    tile = (int)blockIdx.x; /* looked up again: kept, it would take registers that loads need */
+    part = part_of(p, &tile);
+    int out = tile * TILE_ROWS + row;
+    if (row < TILE_ROWS && c < n && out < part.rows)
+        store_output(part, first + c, out, mat, total);
+}
+
+/* ---- many columns: both operands through shared memory, copied STAGES - 1 half segments ahead ---- */
+
+/* A block of ROWS x COLS, 2 warps along the rows, WARPS / 2 along the columns. */
+template <int ROWS, int COLS, int WARPS, int STAGES, int BLOCKS> struct shape {
+    static constexpr int rows = ROWS, cols = COLS, threads = WARPS * WARP, stages = STAGES;
+    static constexpr int blocks = BLOCKS;                               /* that a multiprocessor has room for */
+    static constexpr int m = ROWS / 2 / 16, n = COLS / (WARPS / 2) / 8; /* fragments of a warp */
+    static constexpr int units = (ROWS + COLS) * STAGE_CHUNKS;          /* of 16 bytes, a stage */
+    static constexpr int bytes = STAGES * units * CHUNK_BYTES;
+};
+typedef shape<64, 32, 4, 4, 4> shape_narrow;
+typedef shape<64, 64, 4, 3, 3> shape_small;
+typedef shape<128, 128, 8, 3, 1> shape_big;
+
+/* Where chunk c of row (or column) r of a group of 8 lies in shared memory: the eight lanes of a quarter warp, two rows with
+ * four chunks each, and eight chunks of one row, all touch other banks. */
+__device__ inline int unit_at(int c, int r)
+{
+    return c * TILE_ROWS + (r ^ (c % 4 * 2 + c / 4));
+}
+
+/* A thread's share of a stage: the same unit of several groups of rows, then of several groups of columns. It goes on by a
+ * constant from stage to stage. */
+template <int T, class S> struct feeder {
+    static constexpr int step = S::threads / GROUP_UNITS;   /* groups that the block copies at once */
+    static constexpr int n_row = S::rows / TILE_ROWS / step, n_col = S::cols / TILE_ROWS / step;
+    const char *row[n_row], *col[n_col];
+    int row_to, col_to;
+    __device__ inline void aim(const struct product &p, int first_tile, int first_col)
+    {
+        int group = (int)threadIdx.x / GROUP_UNITS, unit = (int)threadIdx.x % GROUP_UNITS;
+        row_to = group * GROUP_UNITS + unit_at(unit / TILE_ROWS, unit % TILE_ROWS);
+        col_to = group * GROUP_UNITS + unit_at(unit % STAGE_CHUNKS, unit / STAGE_CHUNKS);
+#pragma unroll
+        for (int i = 0; i < n_row; i++) {
+            int tile = first_tile + group + i * step;
+            tile = tile < p.n_tile ? tile : p.n_tile - 1;
+            struct product_part part = part_of(p, &tile);
+            row[i] = (const char *)part.w + (size_t)tile * (size_t)p.n_seg * 2 * GROUP_BYTES + (size_t)unit * CHUNK_BYTES;
+        }
+#pragma unroll
+        for (int i = 0; i < n_col; i++) {
+            int c = first_col + (group + i * step) * TILE_ROWS + unit / STAGE_CHUNKS;
+            c = c < p.n_col ? c : p.n_col - 1;
+            col[i] = (const char *)(act_plane<T>(p) + act_at(p, c, 0)) + (size_t)(unit % STAGE_CHUNKS) * CHUNK_BYTES;
+        }
+    }
+    __device__ inline void copy(uint4 *stage, int s)
+    {
+#pragma unroll
+        for (int i = 0; i < n_row; i++)
+            copy_async(stage + row_to + i * step * GROUP_UNITS, row[i] + (size_t)s * GROUP_BYTES);
+#pragma unroll
+        for (int i = 0; i < n_col; i++)
+            copy_async(stage + col_to + (S::rows / TILE_ROWS + i * step) * GROUP_UNITS, col[i] + (size_t)s * HALF_COLS * 2);
+    }
+};
+
+/* Block x: columns, so that blocks that run together read the same weights; block y: rows. */
+template <int T, class S> __global__ static void __launch_bounds__(S::threads, S::blocks) k_half_tile(struct product p)
+{
+    DYNAMIC_SHARED(uint4, shared);
+    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    int row_group = warp % 2 * S::m * 2, col_group = warp / 2 * S::n;
+    int first_tile = (int)blockIdx.y * (S::rows / TILE_ROWS), first_col = (int)blockIdx.x * S::cols;
+    int n_block = (p.cols + NUM_BLOCK - 1) / NUM_BLOCK, n_stage = (n_block + 1) / 2;
+    struct feeder<T, S> feeder;
+    float acc[S::m][S::n][4] = {}, total[S::m][S::n][4];
+    feeder.aim(p, first_tile, first_col);
+    kernel_begin();
+    for (int s = 0; s < S::stages - 1; s++) {
+        if (s < n_stage)
+            feeder.copy(shared + s * S::units, s);
+        copy_close();
+    }
+    for (int s = 0, slot = 0; s < n_stage; s++) {
+        copy_wait<S::stages - 2>();
+        __syncthreads(); /* everybody's part has come, and nobody reads the slot that is filled next */
+        if (s + S::stages - 1 < n_stage)
+            feeder.copy(shared + (slot == 0 ? S::stages - 1 : slot - 1) * S::units, s + S::stages - 1);
+        copy_close();
+        const uint4 *rows = shared + slot * S::units + row_group * GROUP_UNITS;
+        const uint4 *cols = shared + slot * S::units + (S::rows / TILE_ROWS + col_group) * GROUP_UNITS;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            if (2 * s + j >= n_block)
+                break;
+            int at = unit_at(4 * j + t, g);
+            uint4 b[S::n];
+#pragma unroll
+            for (int n = 0; n < S::n; n++)
+                b[n] = cols[n * GROUP_UNITS + at];
+#pragma unroll
+            for (int m = 0; m < S::m; m++) {
+                uint4 lo = rows[2 * m * GROUP_UNITS + at], hi = rows[(2 * m + 1) * GROUP_UNITS + at];
+#pragma unroll
+                for (int n = 0; n < S::n; n++)
+                    multiply_block<T>(acc[m][n], lo, hi, b[n]);
+            }
+        }
+        if (s % 2 == 1 || s == n_stage - 1) /* the end of a segment */
+#pragma unroll
+            for (int m = 0; m < S::m; m++)
+#pragma unroll
+                for (int n = 0; n < S::n; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        total[m][n][e] = s < 2 ? acc[m][n][e] : total[m][n][e] + acc[m][n][e];
+                        acc[m][n][e] = 0;
+                    }
+        slot = slot == S::stages - 1 ? 0 : slot + 1;
+    }
+#pragma unroll
+    for (int m = 0; m < S::m; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int tile = first_tile + row_group + 2 * m + half;
+            if (tile >= p.n_tile)
+                continue;
+            struct product_part part = part_of(p, &tile);
+            int row = tile * TILE_ROWS + g;
+#pragma unroll
+            for (int n = 0; n < S::n; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    int col = first_col + (col_group + n) * 8 + 2 * t + e;
+                    if (row < part.rows && col < p.n_col)
+                        store_output(part, col, row, 0, total[m][n][2 * half + e]);
+                }
+        }
+}
+
+/* ---- launchers ---- */
+
+static int blocks(int n, int size)
+{
+    return (n + size - 1) / size;
+}
+
+template <int T, class S> static void run_tile(struct cuda *k, const struct product *p)
+{
+    dim3 grid((unsigned)blocks(p->n_col, S::cols), (unsigned)blocks(p->n_tile, S::rows / TILE_ROWS));
+    LAUNCH(k, (k_half_tile<T, S>), grid, dim3(S::threads), S::bytes, *p);
+}
+
+/* Bytes are the same for every shape: the biggest that still gives every multiprocessor a block. */
+template <int T> static void run(struct cuda *k, const struct product *p)
+{
+    if (p->n_col <= FEW_COLS || p->which != NULL) {
+        int width = p->which != NULL ? 1 : FEW_COLS;
+        dim3 grid((unsigned)p->n_tile, (unsigned)blocks(p->n_col, width));
+        LAUNCH(k, k_half_few<T>, grid, dim3(FEW_THREADS), 0, *p, width);
+    } else if (p->n_col <= shape_narrow::cols) {
+        run_tile<T, shape_narrow>(k, p);
+    } else if (p->n_col <= shape_small::cols ||
+               blocks(p->n_col, shape_big::cols) * blocks(p->n_tile, shape_big::rows / TILE_ROWS) < k->n_sm) {
+        run_tile<T, shape_small>(k, p);
+    } else {
+        run_tile<T, shape_big>(k, p);
+    }
+    CU_NOTE(k, "half");
+}
+
+template <int T> static bool allow_shared(void)
+{
+    auto kernel = k_half_tile<T, shape_big>;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape_big::bytes) == cudaSuccess;
+}
+
+extern "C" bool half_open(void)
+{
+    return allow_shared<QTYPE_F16>() && allow_shared<QTYPE_BF16>();
+}
+
+extern "C" void launch_half(struct cuda *k, enum qtype type, const struct product *p)
+{
+    if (type == QTYPE_F16)
+        run<QTYPE_F16>(k, p);
+    else
+        run<QTYPE_BF16>(k, p);
+}
