@@ -114,13 +114,13 @@ $(OBJ)/ptxas/%.log: kernels/cuda/%.cu
 	$(NVCC) -std=c++17 -O3 -I. -fmad=false -arch=sm_90 -cubin -Xptxas -v -o $(@:.log=.cubin) $< >$@ 2>&1 || (cat $@; rm $@; false)
 $(OBJ)/kernels/cuda/%.o: CFLAGS += -isystem $(CUDA_HOME)/include
 
-# The same files for the host shim (tests/emu/): a card without a card. Its fibers do not go with sanitizers.
+# The same files for the host shim (tests/emu/): a card without a card. Its fibers do not go with sanitizers, the host side does.
 EMU      := $(OBJ)/emu
 EMUFLAGS := -Itests/emu -I. -O2 -g -ffp-contract=off -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas
 EMUOBJS  := $(patsubst %,$(EMU)/%.o,$(wildcard kernels/cuda/*.c kernels/cuda/*.cu tests/emu/*.cc))
 $(EMU)/%.c.o: %.c Makefile
 	@mkdir -p $(@D)
-	$(CC) -std=gnu11 $(EMUFLAGS) -MMD -MP -c -o $@ $<
+	$(CC) -std=gnu11 $(EMUFLAGS) $(SAN) -MMD -MP -c -o $@ $<
 $(EMU)/%.o: % Makefile
 	@mkdir -p $(@D)
 	$(CXX) -std=gnu++17 $(EMUFLAGS) -MMD -MP -c -o $@ -x c++ $<

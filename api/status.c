@@ -22,12 +22,12 @@ static void add_int(struct buf *b, const char *name, long long x)
 }
 
 /* What does not change after loading. */
-static void add_facts(struct buf *b, const struct worker_facts *f)
+static void add_facts(struct buf *b, const struct worker_facts *f, bool failed)
 {
     add_string(b, "model", f->model);
     add_string(b, "model_type", f->model_type);
     add_string(b, "worker_id", f->worker_id);
-    buf_printf(b, ",\"resident\":%s", f->resident ? "true" : "false");
+    buf_printf(b, ",\"resident\":%s", f->resident && !failed ? "true" : "false");
     add_string(b, "device", f->device);
     add_string(b, "memory_architecture", f->memory_architecture);
     add_string(b, "quant_kind", f->quant_kind);
@@ -65,7 +65,7 @@ static enum MHD_Result send_health(struct req *r, bool ok)
     if (e != NULL)
         engine_stats_get(e, &s);
     buf_printf(b, "{\"status\":\"%s\",\"state\":\"%s\"", names[state].status, names[state].state);
-    add_facts(b, api_facts(a));
+    add_facts(b, api_facts(a), state == WORKER_FAILED);
     buf_printf(b, ",\"uptime_seconds\":%.3f", clock_ms_since(a->start_ns) / 1e3);
     add_int(b, "load_percent", atomic_load(&a->load_percent));
     buf_puts(b, ",\"auth\":false");
@@ -106,7 +106,7 @@ enum MHD_Result status_info(struct req *r)
     struct reply reply = {.status = 200};
     struct buf *b = &reply.body;
     buf_puts(b, "{\"name\":\"inferd\"");
-    add_facts(b, f);
+    add_facts(b, f, atomic_load(&a->state) == WORKER_FAILED);
     add_string(b, "model_ref", f->model_ref);
     add_int(b, "max_batch", f->max_batch);
     add_int(b, "max_queue", f->max_queue);

@@ -222,6 +222,8 @@ static void publish_facts(struct worker *w)
 {
     const struct adapter *a = w->l.adapter;
     size_t vram = adapter_vram_usage(a);
+    struct kern_facts card;
+    adapter_facts(a, &card);
     struct worker_facts facts = {
         .worker_id = w->id,
         .model = w->alias,
@@ -238,9 +240,11 @@ static void publish_facts(struct worker *w)
         .max_batch = w->l.max_batch,
         .max_queue = (int)w->o->max_queue,
         .vram_bytes_used = vram,
-        .vram_bytes_total = vram > 0 ? adapter_planned(a)->available : 0,
+        .vram_bytes_total = card.memory_total,
         .memory_bytes = adapter_memory_usage(a),
-        .resident = true,
+        .resident = true,   /* adapter_open has looked */
+        .sm = card.sm,
+        .cuda_runtime_version = card.sm > 0 ? card.runtime : NULL,
     };
     api_set_facts(w->api, &facts);
     api_set_engine(w->api, w->l.engine, w->l.tok);

@@ -118,8 +118,8 @@ static void config_from(const struct model *m, const struct adapter_options *o, 
 static bool does_not_fit(const struct adapter_options *o, const struct model *m, size_t required, size_t available,
                          const char *what, struct err *err)
 {
-    return err_set(err, ERR_DEVICE, "%s does not fit on device %s: %s, required %zu bytes, available %zu bytes",
-                   gguf_path(m->gguf), o->device->name, what, required, available);
+    return err_set(err, ERR_DEVICE, "%s%s does not fit on device %s: %s, required %zu bytes, available %zu bytes",
+                   o->device->memory != NULL ? "VRAM_OOM: " : "", gguf_path(m->gguf), o->device->name, what, required, available);
 }
 
 /* A card belongs to the worker: all that is left but a reserve. The host's memory is shared: a quarter. */
@@ -285,9 +285,10 @@ static bool load_weights(struct adapter *a, const struct adapter_options *o, str
         a->head.out = a->embed;
     else
         ok = ok && load_mat(&ld, &out, &a->head.out);
+    free(ld.scratch);
+    ok = ok && (a->kern->dev->load_end == NULL || a->kern->dev->load_end(a->kern, err)) && adapter_resident(a, err);
     if (ok && ld.percent < 100 && o->progress != NULL)
         o->progress(o->progress_arg, 100);
-    free(ld.scratch);
     gguf_drop_data(m->gguf);
     return ok;
 }
@@ -408,6 +409,18 @@ void adapter_describe(const struct adapter *a, char *out, size_t size)
         snprintf(out, size, "%s", "");
     else
         a->kern->dev->describe(a->kern, out, size);
+}
+
+bool adapter_resident(struct adapter *a, struct err *err)
+{
+    return a == NULL ? not_loaded(err) : a->kern->dev->resident == NULL || a->kern->dev->resident(a->kern, err);
+}
+
+void adapter_facts(const struct adapter *a, struct kern_facts *out)
+{
+    *out = (struct kern_facts){0};
+    if (a != NULL && a->kern->dev->facts != NULL)
+        a->kern->dev->facts(a->kern, out);
 }
 
 int32_t *adapter_pages(struct adapter *a, int seq)

@@ -56,6 +56,10 @@ size_t adapter_memory_usage(const struct adapter *a);     /* weights + KV + work
 size_t adapter_vram_usage(const struct adapter *a);       /* the same on CUDA; 0 on the CPU */
 const struct adapter_plan *adapter_planned(const struct adapter *a);
 void adapter_describe(const struct adapter *a, char *out, size_t size);
+void adapter_facts(const struct adapter *a, struct kern_facts *out);    /* all 0 when there is no card */
+
+/* False, with the reason (ERR_CUDA): the weights are no longer in the device's memory. Waits for nothing that runs there. */
+bool adapter_resident(struct adapter *a, struct err *err);
 
 /* Page table row of a sequence: the caller writes page numbers 0..n_pages-1 for positions in units of NUM_TILE before it
  * steps rows that need them. Room for n_ctx / NUM_TILE pages, rounded up. */

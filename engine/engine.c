@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { RESIDENT_CHECK_S = 60 };
 enum { IDLE_MS = 100 }; /* between two signs of life when there is nothing to do */
 
 struct counters {
@@ -284,13 +285,29 @@ static void begin_new(struct engine *e)
     }
 }
 
+/* Between steps, here, because this thread alone touches the device. Asks the driver, waits for nothing on the card. */
+static void check_resident(struct engine *e)
+{
+    struct err err = {0};
+    pthread_mutex_unlock(&e->mu);
+    if (!adapter_resident(e->adapter, &err))
+        engine_fail(e, &err);
+    pthread_mutex_lock(&e->mu);
+}
+
 static void *engine_main(void *arg)
 {
     struct engine *e = arg;
+    double every_s = e->o.resident_check_s > 0 ? e->o.resident_check_s : RESIDENT_CHECK_S;
+    uint64_t every_ns = (uint64_t)(every_s * 1e9), next_check = clock_ns() + every_ns;
     pthread_mutex_lock(&e->mu);
     while (!e->closing) {
         uint64_t now = clock_ns();
         atomic_store_explicit(&e->n.heartbeat_ns, now, memory_order_relaxed);
+        if (now >= next_check) {
+            next_check = now + every_ns;
+            check_resident(e);
+        }
         sched_reap(&e->s, true);
         sched_admit(&e->s);
         begin_new(e);

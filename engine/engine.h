@@ -32,6 +32,7 @@ struct engine_options {
     int max_jobs_per_key;           /* 0 = none */
     double inference_timeout_s;     /* a request running longer ends with ERR_TIMEOUT; 0 = none */
     enum speculation speculate;
+    double resident_check_s;        /* between two looks whether the weights still lie on the device; 0 = 60 */
     int ring_events;                /* events a gen may hold unread; 0 = 4096. A full ring stops the gen (ERR_CANCELLED) */
 };
 

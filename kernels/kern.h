@@ -124,6 +124,13 @@ struct step {
     int page_stride;
 };
 
+/* What /health says of a card. */
+struct kern_facts {
+    size_t memory_total;        /* bytes of the card */
+    int sm;                     /* compute capability, 90 = 9.0 */
+    char runtime[16];           /* version of the CUDA runtime, "13.0" */
+};
+
 struct kern_device {
     const char *name;           /* "cpu", "cuda", "ref" */
 
@@ -146,6 +153,10 @@ struct kern_device {
     bool (*mat_load)(struct kern *k, struct mat *m, const void *src, size_t mat_stride, struct err *err);
     /* Copies n floats to the device; NULL = no room (a planning bug). */
     float *(*vec_load)(struct kern *k, const float *src, size_t n, struct err *err);
+    /* After the last of them: waits until all is in place, and gives back what loading needed. NULL: nothing to do. */
+    bool (*load_end)(struct kern *k, struct err *err);
+    /* False, with the reason (ERR_CUDA): the weights are not in the device's memory any more. NULL: the device is the host. */
+    bool (*resident)(struct kern *k, struct err *err);
 
     void (*step_begin)(struct kern *k, const struct step *s);
     void (*embed)(struct kern *k, const struct mat *table);
@@ -164,6 +175,7 @@ struct kern_device {
 
     /* Facts for /health and the logs. */
     void (*describe)(const struct kern *k, char *out, size_t size);    /* "avx2, 2 threads" */
+    void (*facts)(const struct kern *k, struct kern_facts *out);       /* NULL: no card */
 };
 
 struct kern {

@@ -3,6 +3,7 @@
  * every weight type and several orders; without an argument each family and each type once. */
 #include "tests/emu/emu.h"
 #include "tests/pair.h"
+#include "tests/rig.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -201,6 +202,11 @@ START_TEST(index_out_of_range)
     struct kern *k = kern_cuda()->open(&c, &err);
     ck_assert_msg(k != NULL, "%s", err.msg);
     char text[64];
+    struct kern_facts facts;
+    kern_cuda()->facts(k, &facts);
+    ck_assert_int_eq(facts.sm, 90);
+    ck_assert_str_eq(facts.runtime, "13.0");
+    ck_assert_uint_eq(facts.memory_total, emu_card()->memory);
     kern_cuda()->describe(k, text, sizeof text);
     ck_assert_str_eq(text, "cuda:1, emulated card 1, compute capability 9.0");
     kern_cuda()->close(k);
@@ -259,6 +265,107 @@ START_TEST(failures_in_service)
 }
 END_TEST
 
+/* Whichever call fails while a model is opened, loaded, used and graphs are made: somebody says so, and all is given back. */
+START_TEST(failures_of_every_call)
+{
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 4, .device = kern_cuda()};
+    struct row row = pair_row(0, 0, 0);
+    struct tiny_spec spec = spec_of("gptoss", "Q8_0");
+    spec.n_layer = 1;
+    struct pair p = open_spec(&spec, o);
+    adapter_close(p.got);
+    for (int n = 1, steps = 0; steps < 4; n++) {
+        struct step_out out;
+        struct err err = {0};
+        emu_card()->fail_call = n;
+        p.got = adapter_open(p.model, &o, &err);
+        bool ok = p.got != NULL;
+        for (steps = 0; ok && steps < 4; steps++)
+            ok = adapter_step(p.got, &row, 1, &out, NULL, &err);
+        ck_assert_int_eq(emu_card()->fail_call == 0, !ok);
+        if (!ok) {
+            ck_assert_msg(err.code == (steps > 0 ? ERR_CUDA : ERR_DEVICE) || err.code == ERR_CUDA, "code %d", (int)err.code);
+            ck_assert_msg(strstr(err.msg, "illegal memory access") != NULL, "call %d: %s", n, err.msg);
+        }
+        emu_card()->fail_call = 0;
+        adapter_close(p.got);
+        ck_assert_int_eq(emu_alive(), 0);
+        ck_assert_int_lt(n, 1000);
+    }
+    p.got = NULL;
+    close_pair(&p);
+}
+END_TEST
+
+/* Weights much larger than what the card has beside them: the ring goes round many times, rows are cut into pieces. */
+START_TEST(upload_in_small_pieces)
+{
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 1, .max_logits = 1, .kv_bytes = 1 << 20};
+    struct tiny_spec spec = spec_of("llama2", "F32");
+    spec.n_layer = 6;
+    spec.n_ff = 4096;
+    struct row row = pair_row(0, 0, 0);
+    struct pair p = open_spec(&spec, o);
+    pair_pages(&p, 1, 1);
+    step_both(&p, &row, 1);
+    close_pair(&p);
+    ck_assert_int_eq(emu_alive(), 0);
+}
+END_TEST
+
+/* Memory that is not the card's: refused when the model is opened, noticed later, and the engine ends with the cause. */
+START_TEST(weights_that_are_not_resident)
+{
+    static struct reader rd;
+    struct rig r;
+    struct err err = {0};
+    rig_open(&r, &(struct rig_options){.device = kern_cuda(), .engine = {.resident_check_s = 0.05}});
+    struct gen_request q = rig_request(5, 1, 200);
+    reader_start(&rd, &r, &q);
+    reader_wait_tokens(&rd, 1);
+    emu_card()->managed = true;
+    reader_finish(&rd);
+    ck_assert_int_eq(rd.last.type, GEN_EV_ERROR);
+    ck_assert_int_eq(rd.last.code, ERR_CUDA);
+    ck_assert_msg(strstr(rd.last.message, "weights not resident") != NULL, "%s", rd.last.message);
+    ck_assert(engine_failure(r.engine, &err));
+    ck_assert_int_eq(err.code, ERR_CUDA);
+    reader_free(&rd);
+    rig_close(&r);
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 4};
+    struct tiny_spec spec = spec_of("smollm2", "Q8_0");
+    struct pair p;
+    ck_assert(!pair_open(&p, &spec, o, &kern_ref, kern_cuda(), &err));
+    ck_assert_msg(strstr(err.msg, "weights not resident: memory of type 3") != NULL, "%s", err.msg);
+    ck_assert_int_eq(emu_alive(), 0);
+}
+END_TEST
+
+/* A launch that fails while requests run: each ends with CUDA_ERROR, and later ones are refused. */
+START_TEST(failure_under_the_engine)
+{
+    static struct reader rd[3], late;
+    struct rig r;
+    struct err err = {0};
+    rig_open(&r, &(struct rig_options){.device = kern_cuda()});
+    struct gen_request q = rig_request(5, 1, 200);
+    for (int i = 0; i < 3; i++)
+        reader_start(&rd[i], &r, &q);
+    reader_wait_tokens(&rd[0], 2);
+    emu_card()->fail_launch = 1;
+    for (int i = 0; i < 3; i++) {
+        reader_finish(&rd[i]);
+        ck_assert_int_eq(rd[i].last.code, ERR_CUDA);
+        ck_assert_msg(strstr(rd[i].last.message, "CUDA_ERROR: device cuda:0") != NULL, "%s", rd[i].last.message);
+        reader_free(&rd[i]);
+    }
+    ck_assert(!reader_submit(&late, &r, &q, NULL, &err));
+    ck_assert_int_eq(err.code, ERR_NOT_READY);
+    rig_close(&r);
+    ck_assert_int_eq(emu_alive(), 0);
+}
+END_TEST
+
 /* Every family with every type, every KV type, several orders. */
 START_TEST(everything)
 {
@@ -291,6 +398,10 @@ static Suite *suite(void)
     tcase_add_test(card, index_out_of_range);
     tcase_add_test(card, memory_is_planned);
     tcase_add_test(card, failures_in_service);
+    tcase_add_test(card, failures_of_every_call);
+    tcase_add_test(card, upload_in_small_pieces);
+    tcase_add_test(card, weights_that_are_not_resident);
+    tcase_add_test(card, failure_under_the_engine);
     suite_add_tcase(s, card);
     return s;
 }

@@ -83,10 +83,10 @@ static bool card_memory(int index, size_t *available, struct err *err)
 static bool take_memory(struct cuda *k, struct err *err)
 {
     struct cuda_sizes s;
-    size_t available = 0, total = 0;
+    size_t available = 0;
     cuda_plan(&k->cfg, NULL, &s);
     size_t required = s.weights + s.kv + s.work;
-    cudaError_t e = cudaMemGetInfo(&available, &total);
+    cudaError_t e = cudaMemGetInfo(&available, &k->memory_total);
     if (e == cudaSuccess && required > available)
         e = cudaErrorMemoryAllocation;
     else if (e == cudaSuccess)
@@ -99,19 +99,16 @@ static bool take_memory(struct cuda *k, struct err *err)
     }
     if (e != cudaSuccess)
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", k->cfg.device_index, k->name, cudaGetErrorString(e));
+    k->slab_bytes = required;
     cuda_plan(&k->cfg, k, &s);
     return true;
 }
 
-/* Pinned buffers, stream and events. */
+/* Pinned buffers and the stream. */
 static bool take_host_side(struct cuda *k, struct err *err)
 {
     size_t logits = (size_t)k->cfg.max_logits * (size_t)k->cfg.n_vocab * sizeof(float);
     cudaError_t e = cudaStreamCreateWithFlags(&k->stream, cudaStreamNonBlocking);
-    for (int i = 0; i < 2 && e == cudaSuccess; i++) {
-        e = cudaMallocHost((void **)&k->pinned[i], cuda_stage_bytes());
-        e = e == cudaSuccess ? cudaEventCreateWithFlags(&k->copied[i], cudaEventDisableTiming) : e;
-    }
     e = e == cudaSuccess ? cudaMallocHost((void **)&k->step_host, k->step_bytes) : e;
     e = e == cudaSuccess ? cudaMallocHost((void **)&k->host_logits, logits) : e;
     return e == cudaSuccess || err_set(err, ERR_DEVICE, "device cuda:%d (%s): pinned host memory: %s", k->cfg.device_index,
@@ -126,11 +123,7 @@ static void close_cuda(struct kern *kern)
     /* After a failure these fail too; there is nothing more to do about it. */
     if (k->stream != NULL)
         (void)cudaStreamSynchronize(k->stream);
-    for (int i = 0; i < 2; i++) {
-        if (k->copied[i] != NULL)
-            (void)cudaEventDestroy(k->copied[i]);
-        (void)cudaFreeHost(k->pinned[i]);
-    }
+    cuda_load_close(k);
     cuda_graph_close(k);
     (void)cudaFreeHost(k->step_host);
     (void)cudaFreeHost(k->host_logits);
@@ -194,6 +187,33 @@ static void describe(const struct kern *kern, char *out, size_t size)
              k->capability % 10);
 }
 
+/* The first and the last bytes of the slab: one allocation has one answer, and a slab that lost its place has none. */
+static bool resident(struct kern *kern, struct err *err)
+{
+    struct cuda *k = (struct cuda *)kern;
+    (void)cudaSetDevice(k->cfg.device_index);
+    for (int i = 0; i < 2; i++) {
+        struct cudaPointerAttributes a = {0};
+        cudaError_t e = cudaPointerGetAttributes(&a, i == 0 ? k->slab : k->slab + k->slab_bytes - 1);
+        if (e != cudaSuccess)
+            return err_set(err, ERR_CUDA, "CUDA_ERROR: device cuda:%d (%s): weights not resident: %s", k->cfg.device_index,
+                           k->name, cudaGetErrorString(e));
+        if (a.type != cudaMemoryTypeDevice || a.device != k->cfg.device_index)
+            return err_set(err, ERR_CUDA, "CUDA_ERROR: device cuda:%d (%s): weights not resident: memory of type %d of device %d",
+                           k->cfg.device_index, k->name, (int)a.type, a.device);
+    }
+    return true;
+}
+
+static void facts(const struct kern *kern, struct kern_facts *out)
+{
+    const struct cuda *k = (const struct cuda *)kern;
+    int version = 0;
+    (void)cudaRuntimeGetVersion(&version); /* the library's own number: asks no device */
+    *out = (struct kern_facts){.memory_total = k->memory_total, .sm = k->capability};
+    snprintf(out->runtime, sizeof out->runtime, "%d.%d", version / 1000, version % 1000 / 10);
+}
+
 static const struct kern_device device = {
     .name = "cuda",
     .memory = card_memory,
@@ -204,6 +224,8 @@ static const struct kern_device device = {
     .work_bytes = work_bytes,
     .mat_load = cuda_mat_load,
     .vec_load = cuda_vec_load,
+    .load_end = cuda_load_end,
+    .resident = resident,
     .step_begin = cuda_step_begin,
     .embed = cuda_embed,
     .attn_in = cuda_attn_in,
@@ -216,6 +238,7 @@ static const struct kern_device device = {
     .step_end = step_end,
     .logits = logits,
     .describe = describe,
+    .facts = facts,
 };
 
 const struct kern_device *kern_cuda(void)

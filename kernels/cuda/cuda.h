@@ -85,14 +85,15 @@ struct cuda {
     cudaStream_t stream;
     cudaError_t failed;     /* the first failure */
     const char *failed_at;
+    size_t memory_total;    /* the card's */
 
     uint8_t *slab;          /* everything on the device: weights, KV, work */
+    size_t slab_bytes;
     uint8_t *mat_at, *vec_at;   /* weights: matrices from the front, vectors from the back */
     struct kv_cache kv;
-    uint8_t *stage;         /* raw rows of a matrix on their way in */
-    uint8_t *pinned[2];
-    cudaEvent_t copied[2];
-    int turn;               /* which pinned buffer is next */
+    uint8_t *stage;         /* KV cache and work space: raw rows on their way in lie there while weights are loaded */
+    size_t stage_bytes;
+    struct upload *upload;  /* load.c: while weights are loaded */
 
     float *x, *y;           /* (max_rows, dim): residual, pending branch */
     struct act xn, attn, h; /* normed rows; attention's output; gated FFN rows (slots) */
@@ -135,12 +136,13 @@ struct cuda_sizes {
 };
 void cuda_plan(const struct kern_config *c, struct cuda *k, struct cuda_sizes *out);
 void cuda_kv_shape(const struct kern_config *c, struct kv_cache *kv);
-size_t cuda_stage_bytes(void);
 
 /* load.c */
 size_t cuda_mat_bytes(enum qtype type, int rows, int cols, int n_mat);
 bool cuda_mat_load(struct kern *k, struct mat *m, const void *src, size_t mat_stride, struct err *err);
 float *cuda_vec_load(struct kern *k, const float *src, size_t n, struct err *err);
+bool cuda_load_end(struct kern *k, struct err *err);
+void cuda_load_close(struct cuda *k);   /* gives back what loading took, also when it was not ended */
 
 /* graph.c: around the launches of a step. */
 void cuda_graph_begin(struct cuda *k);

@@ -2,16 +2,11 @@
  * counts it, so that the plan and the allocation cannot differ. */
 #include "kernels/cuda/cuda.h"
 
-enum { ALIGN = 256, STAGE_BYTES = 8 << 20 };
+enum { ALIGN = 256 };
 
 static size_t align(size_t n)
 {
     return (n + ALIGN - 1) / ALIGN * ALIGN;
-}
-
-size_t cuda_stage_bytes(void)
-{
-    return STAGE_BYTES;
 }
 
 void cuda_kv_shape(const struct kern_config *c, struct kv_cache *kv)
@@ -58,7 +53,6 @@ static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *bas
     size_t rows = (size_t)c->max_rows, slots = rows * (size_t)cuda_slots(c), dim = (size_t)c->dim;
     size_t heads = (size_t)(c->n_head * c->head_dim), kv = (size_t)(c->n_kv_head * c->head_dim), n_ff = (size_t)c->n_ff;
     bool moe = c->n_expert > 0;
-    k->stage = carve(base, at, STAGE_BYTES, 1);
     k->x = carve(base, at, rows * dim, 4);
     k->y = carve(base, at, rows * dim, 4);
     k->xn = carve_act(base, at, rows, c->dim);
@@ -90,9 +84,11 @@ void cuda_plan(const struct kern_config *c, struct cuda *k, struct cuda_sizes *o
     k->mat_at = carve(base, &at, c->weight_bytes, 1);
     out->weights = at;
     k->vec_at = base == NULL ? NULL : base + at;
+    k->stage = base == NULL ? NULL : base + at;
     cuda_kv_shape(c, &k->kv);
     k->kv.data = carve(base, &at, k->kv.block_bytes * 2 * (size_t)c->n_kv_head * (size_t)c->n_layer, (size_t)c->n_pages);
     out->kv = at - out->weights;
     carve_work(c, k, base, &at);
     out->work = at - out->kv - out->weights;
+    k->stage_bytes = out->kv + out->work;
 }

@@ -1,8 +1,9 @@
-/* What tests set of the emulated card. */
+/* What tests set of the emulated card; for a whole program, the environment does: EMU_CARD="fail_launch=500,managed=1". */
 #ifndef TESTS_EMU_EMU_H
 #define TESTS_EMU_EMU_H
 
 #include <stddef.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -17,10 +18,13 @@ struct emu_card {
     size_t memory;          /* bytes in all */
     uint64_t seed;          /* of the order in which lanes run */
     int64_t fail_launch;    /* the n-th launch from now fails; 0: none */
+    int64_t fail_call;      /* the n-th call (launches aside) that can fail does */
+    bool managed;           /* memory is said to be managed, not the device's */
 };
 
 struct emu_card *emu_card(void);
 size_t emu_taken(void);     /* device bytes allocated now */
+long emu_alive(void);       /* allocations, pinned ones too, streams, events and graphs that nobody gave back */
 long emu_launches(void);    /* launches so far */
 
 #ifdef __cplusplus

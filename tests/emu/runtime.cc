@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <deque>
 #include <map>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,20 +16,22 @@ struct emu_graph {
     std::vector<std::function<void()>> work;
 };
 struct emu_stream {
-    std::vector<std::function<void()>> work;
+    std::deque<std::function<void()>> work;
+    size_t pushed = 0, done = 0;
     emu_graph *capture = NULL;  /* where work goes instead while a graph is captured */
 };
 struct emu_event {
     emu_stream *stream;
+    size_t upto;                /* of the stream's work, when it was recorded */
 };
 
 enum { PAGE = 4096 };
 
 static struct {
-    struct emu_card card = {1, cudaSuccess, 13000, 90, (size_t)4 << 30, 1, 0};
+    struct emu_card card = {1, cudaSuccess, 13000, 90, (size_t)4 << 30, 1, 0, 0, false};
     std::map<void *, size_t> allocated;
     size_t taken = 0;
-    long launches = 0;
+    long launches = 0, objects = 0;
     cudaError_t last = cudaSuccess;
 } emu;
 
@@ -47,13 +50,67 @@ extern "C" long emu_launches(void)
     return emu.launches;
 }
 
+extern "C" long emu_alive(void)
+{
+    return emu.objects + (long)emu.allocated.size();
+}
+
+/* EMU_CARD=name=number,... */
+static bool read_environment(void)
+{
+    const char *s = getenv("EMU_CARD");
+    for (long value; s != NULL && *s != 0; s += strcspn(s, ",") + (strchr(s, ',') != NULL)) {
+        char name[32];
+        if (sscanf(s, "%31[a-z_]=%ld", name, &value) != 2)
+            break;
+        if (strcmp(name, "n_devices") == 0)
+            emu.card.n_devices = (int)value;
+        else if (strcmp(name, "probe") == 0)
+            emu.card.probe = (int)value;
+        else if (strcmp(name, "driver") == 0)
+            emu.card.driver = (int)value;
+        else if (strcmp(name, "capability") == 0)
+            emu.card.capability = (int)value;
+        else if (strcmp(name, "memory") == 0)
+            emu.card.memory = (size_t)value;
+        else if (strcmp(name, "fail_launch") == 0)
+            emu.card.fail_launch = value;
+        else if (strcmp(name, "fail_call") == 0)
+            emu.card.fail_call = value;
+        else if (strcmp(name, "managed") == 0)
+            emu.card.managed = value != 0;
+    }
+    return s != NULL;
+}
+[[maybe_unused]] static const bool has_environment = read_environment();
+
+static void push(cudaStream_t s, std::function<void()> work)
+{
+    if (s->capture != NULL) {
+        s->capture->work.push_back(work);
+        return;
+    }
+    s->work.push_back(work);
+    s->pushed++;
+}
+
+static void run_until(cudaStream_t s, size_t upto)
+{
+    while (s->done < upto) {
+        std::function<void()> work = s->work.front();
+        s->work.pop_front();
+        s->done++;
+        work();
+    }
+}
+
 void emu_enqueue(cudaStream_t s, std::function<void()> work)
 {
     emu.launches++;
     if (emu.card.fail_launch > 0 && --emu.card.fail_launch == 0)
         emu.last = cudaErrorIllegalAddress;
     else
-        (s->capture != NULL ? s->capture->work : s->work).push_back(work);
+        push(s, work);
 }
 
 static cudaError_t remember(cudaError_t e)
@@ -61,6 +118,18 @@ static cudaError_t remember(cudaError_t e)
     emu.last = e != cudaSuccess ? e : emu.last;
     return e;
 }
+
+/* Every call that a test may let fail begins with it. */
+static bool fails(void)
+{
+    bool now = emu.card.fail_call > 0 && --emu.card.fail_call == 0;
+    if (now)
+        remember(cudaErrorIllegalAddress);
+    return now;
+}
+#define MAY_FAIL()                                                                                                     \
+    if (fails())                                                                                                       \
+    return cudaErrorIllegalAddress
 
 /* ---- the card ---- */
 
@@ -78,6 +147,7 @@ cudaError_t cudaDriverGetVersion(int *version)
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int index)
 {
+    MAY_FAIL();
     memset(prop, 0, sizeof *prop);
     snprintf(prop->name, sizeof prop->name, "emulated card %d", index);
     prop->major = emu.card.capability / 10;
@@ -86,13 +156,21 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int index)
     return cudaSuccess;
 }
 
+cudaError_t cudaRuntimeGetVersion(int *version)
+{
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+
 cudaError_t cudaSetDevice(int index)
 {
+    MAY_FAIL();
     return index >= 0 && index < emu.card.n_devices ? cudaSuccess : remember(cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
 {
+    MAY_FAIL();
     *total = emu.card.memory;
     *available = emu.card.memory - emu.taken;
     return cudaSuccess;
@@ -143,8 +221,16 @@ static cudaError_t give_back(void *p, bool device)
     return cudaSuccess;
 }
 
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *)
+{
+    MAY_FAIL();
+    *a = cudaPointerAttributes{emu.card.managed ? cudaMemoryTypeManaged : cudaMemoryTypeDevice, 0};
+    return cudaSuccess;
+}
+
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
+    MAY_FAIL();
     if (bytes > emu.card.memory - emu.taken)
         return remember(cudaErrorMemoryAllocation);
     cudaError_t e = take(p, bytes);
@@ -159,6 +245,7 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaMallocHost(void **p, size_t bytes)
 {
+    MAY_FAIL();
     return take(p, bytes);
 }
 
@@ -169,7 +256,15 @@ cudaError_t cudaFreeHost(void *p)
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind, cudaStream_t s)
 {
-    (s->capture != NULL ? s->capture->work : s->work).push_back([=] { memcpy(dst, src, bytes); });
+    MAY_FAIL();
+    push(s, [=] { memcpy(dst, src, bytes); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int byte, size_t bytes, cudaStream_t s)
+{
+    MAY_FAIL();
+    push(s, [=] { memset(p, byte, bytes); });
     return cudaSuccess;
 }
 
@@ -183,12 +278,15 @@ cudaError_t emu_attributes(struct cudaFuncAttributes *a)
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
+    MAY_FAIL();
     *s = new emu_stream;
+    emu.objects++;
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
+    emu.objects--;
     delete s;
     return cudaSuccess;
 }
@@ -197,9 +295,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     if (s->capture != NULL)
         return remember(cudaErrorInvalidValue);
-    for (auto &work : s->work)
-        work();
-    s->work.clear();
+    MAY_FAIL();
+    run_until(s, s->pushed);
     return cudaSuccess;
 }
 
@@ -207,6 +304,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode)
 {
     if (s->capture != NULL)
         return remember(cudaErrorInvalidValue);
+    MAY_FAIL();
     s->capture = new emu_graph;
     return cudaSuccess;
 }
@@ -215,12 +313,21 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
 {
     *g = s->capture;
     s->capture = NULL;
-    return *g != NULL ? cudaSuccess : remember(cudaErrorInvalidValue);
+    if (*g == NULL)
+        return remember(cudaErrorInvalidValue);
+    emu.objects++;
+    if (!fails())
+        return cudaSuccess;
+    (void)cudaGraphDestroy(*g);
+    *g = NULL;
+    return cudaErrorIllegalAddress;
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
 {
+    MAY_FAIL();
     *e = new emu_graph(*g);
+    emu.objects++;
     return cudaSuccess;
 }
 
@@ -235,35 +342,53 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 
 cudaError_t cudaGraphDestroy(cudaGraph_t g)
 {
+    emu.objects--;
     delete g;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
 {
+    emu.objects--;
     delete e;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
 {
-    *e = new emu_event{NULL};
+    MAY_FAIL();
+    *e = new emu_event{NULL, 0};
+    emu.objects++;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
+    emu.objects--;
     delete e;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
-    e->stream = s;
+    MAY_FAIL();
+    *e = emu_event{s, s->pushed};
     return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
-    return e->stream == NULL ? cudaSuccess : cudaStreamSynchronize(e->stream);
+    MAY_FAIL();
+    if (e->stream != NULL)
+        run_until(e->stream, e->upto);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
+{
+    MAY_FAIL();
+    emu_event now = *e; /* as it was recorded last */
+    if (now.stream != NULL && now.stream != s)
+        push(s, [=] { run_until(now.stream, now.upto); });
+    return cudaSuccess;
 }
