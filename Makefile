@@ -126,6 +126,10 @@ $(EMU)/%.o: % Makefile
 	$(CXX) -std=gnu++17 $(EMUFLAGS) -MMD -MP -c -o $@ -x c++ $<
 $(BIN)/test_cuda: $(OBJ)/tests/test_cuda.o $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) -lm -lstdc++
+# The worker on the shim, for test_daemon_cuda.
+$(BIN)/inferd-emu: $(OBJ)/daemon/main.o $(EMUOBJS) $(ARCHIVES)
+	$(CC) $(LDFLAGS) -o $@ $^ $(PKGLIBS) -lm -lstdc++
+$(BIN)/test_daemon_cuda: | $(BIN)/inferd-emu
 
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
 

@@ -35,7 +35,7 @@ static void become(const char *const args[], const struct proc_options *o, int o
     if (n < 0)
         _exit(127);
     path[n] = 0;
-    snprintf(strrchr(path, '/') + 1, 8, "inferd");
+    snprintf(strrchr(path, '/') + 1, 16, "%s", o->program != NULL ? o->program : "inferd");
     for (; args[i] != NULL && i < 62; i++)
         argv[i + 1] = (char *)(size_t)args[i];
     dup2(out, STDOUT_FILENO);

@@ -24,6 +24,7 @@ struct proc {
 };
 
 struct proc_options {
+    const char *program;     /* beside the test program; NULL = inferd */
     const char *const *env;  /* "NAME=value", besides the test's own; NULL-terminated; may be NULL */
     int err_fd;              /* its standard error; 0 = a file, see proc_log */
     int listen_fd;           /* passed as systemd does; 0 = none */
