@@ -19,6 +19,7 @@ struct sampler {
     float *e;    /* exponentials, once weighed */
     int32_t *id; /* unused while `whole` */
     bool whole, weighed;
+    bool edited; /* v is not what was loaded: chunk_max must be found anew */
     float max;
     float *chunk_max;    /* (max_chunks), of the whole vocabulary */
     uint64_t *chunk_sum; /* (max_chunks), once weighed */
@@ -86,13 +87,14 @@ static void load(struct sampler *s, const float *logits)
 {
     s->n = s->n_vocab;
     s->whole = true;
-    s->weighed = false;
-    s->ops->load(logits, s->n, s->v);
+    s->weighed = s->edited = false;
+    s->ops->load(logits, s->n, s->v, s->chunk_max);
 }
 
 static void find_max(struct sampler *s)
 {
-    s->ops->maxima(s->v, n_chunks(s), s->chunk_max);
+    if (s->edited)
+        s->ops->maxima(s->v, n_chunks(s), s->chunk_max);
     s->max = -INFINITY;
     for (int c = 0; c < n_chunks(s); c++)
         s->max = s->chunk_max[c] > s->max ? s->chunk_max[c] : s->max;
@@ -106,15 +108,21 @@ static uint64_t total_of(const struct sampler *s)
     return total;
 }
 
-/* Weighs the candidates, or only sums anew when they are weighed; weights below floor count as 0.
- */
-static uint64_t weigh(struct sampler *s, float temperature, int64_t floor)
+/* Weighs the candidates. */
+static uint64_t weigh(struct sampler *s, float temperature)
+{
+    s->ops->weigh(s->v, n_chunks(s), s->max, temperature, 0, s->e, s->chunk_sum);
+    s->weighed = true;
+    return total_of(s);
+}
+
+/* The sum of the candidates' weights, those below floor counting as 0; keeps no exponentials. */
+static uint64_t sum_weights(struct sampler *s, float temperature, int64_t floor)
 {
     if (s->weighed)
         s->ops->sum(s->e, n_chunks(s), floor, s->chunk_sum);
     else
-        s->ops->weigh(s->v, n_chunks(s), s->max, temperature, floor, s->e, s->chunk_sum);
-    s->weighed = true;
+        s->ops->weigh(s->v, n_chunks(s), s->max, temperature, floor, NULL, s->chunk_sum);
     return total_of(s);
 }
 
@@ -259,6 +267,7 @@ static void apply_penalties(struct sampler *s, const struct sample_in *in)
     const struct sample_params *p = in->params;
     if (p->repetition_penalty == 1 && p->frequency_penalty == 0 && p->presence_penalty == 0)
         return;
+    s->edited = true;
     int n_seen = 0;
     for (int i = 0; i < in->n_history;
          i++) { /* count: bit 0 = seen, the rest = times in the output */
@@ -283,6 +292,7 @@ static void apply_penalties(struct sampler *s, const struct sample_in *in)
 
 static void apply_bias(struct sampler *s, const struct sample_in *in)
 {
+    s->edited |= in->params->n_bias > 0;
     for (int i = 0; i < in->params->n_bias; i++) {
         const struct logit_bias *b = &in->params->bias[i];
         if (in_vocab(s, b->token))
@@ -297,6 +307,7 @@ static bool allowed(const uint32_t *mask, int32_t token)
 
 static void apply_mask(struct sampler *s, const struct sample_in *in)
 {
+    s->edited |= in->n_banned > 0 || in->mask != NULL;
     for (int i = 0; i < in->n_banned; i++)
         if (in_vocab(s, in->banned[i]))
             s->v[in->banned[i]] = -INFINITY;
@@ -326,7 +337,7 @@ static void apply_top_p(struct sampler *s, const struct sample_params *p)
 {
     if (p->top_p >= 1)
         return;
-    uint64_t total = weigh(s, p->temperature, 0);
+    uint64_t total = weigh(s, p->temperature);
     uint64_t share = (uint64_t)((double)p->top_p * 0x1p32);
     uint64_t need = (uint64_t)(((unsigned __int128)total * share + UINT32_MAX) >> 32);
     need = need < 1 ? 1 : need;
@@ -370,15 +381,19 @@ static uint64_t random_bits(uint64_t seed, uint64_t position)
     return (uint64_t)c[0] << 32 | c[1];
 }
 
-static int32_t draw(const struct sampler *s, const struct sample_in *in, uint64_t total,
-                    int64_t floor)
+static int32_t draw(struct sampler *s, const struct sample_in *in, int64_t floor)
 {
+    uint64_t total = sum_weights(s, in->params->temperature, floor);
     uint64_t u = random_bits(in->params->seed, in->position);
     uint64_t r = (uint64_t)((unsigned __int128)total * u >> 64);
     int c = 0;
     for (; r >= s->chunk_sum[c]; c++)
         r -= s->chunk_sum[c];
-    for (int i = c * WEIGH_CHUNK;; i++) {
+    size_t at = (size_t)c * WEIGH_CHUNK;
+    if (!s->weighed)
+        s->ops->weigh(s->v + at, 1, s->max, in->params->temperature, floor, s->e + at,
+                      &s->chunk_sum[c]);
+    for (int i = (int)at;; i++) {
         int64_t w = weigh_fixed(s->e[i]);
         if (w < floor)
             continue;
@@ -425,8 +440,7 @@ int32_t sampler_draw(struct sampler *s, const struct sample_in *in)
         return lowest_max(s);
     apply_top_k(s, p);
     apply_top_p(s, p);
-    int64_t floor = min_p_floor(p);
-    return draw(s, in, weigh(s, p->temperature, floor), floor);
+    return draw(s, in, min_p_floor(p));
 }
 
 /* ---- log-probabilities ---- */
@@ -438,7 +452,7 @@ static double log_sum(struct sampler *s, const float *logits)
     find_max(s);
     if (s->max == -INFINITY)
         return 0;
-    return num_log((double)weigh(s, 1, 0) * 0x1p-40);
+    return num_log((double)sum_weights(s, 1, 0) * 0x1p-40);
 }
 
 static float logprob_of(const struct sampler *s, float v, double log_total)

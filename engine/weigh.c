@@ -12,50 +12,77 @@
 
 enum { LANES = 8 };
 
-BODY void load_body(const float *restrict logits, int n, float *restrict v)
+BODY float larger(float a, float b)
 {
-    int whole = n / WEIGH_CHUNK * WEIGH_CHUNK;
-    for (int i = 0; i < whole; i += WEIGH_CHUNK)
+    return a > b ? a : b;
+}
+
+BODY float chunk_maximum(const float *restrict v)
+{
+    float lane[LANES];
+    memcpy(lane, v, sizeof lane);
+    for (int i = LANES; i < WEIGH_CHUNK; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            lane[j] = larger(v[i + j], lane[j]);
+    return larger(larger(larger(lane[0], lane[1]), larger(lane[2], lane[3])),
+                  larger(larger(lane[4], lane[5]), larger(lane[6], lane[7])));
+}
+
+BODY void load_body(const float *restrict logits, int n, float *restrict v,
+                    float *restrict chunk_max)
+{
+    int whole = n / WEIGH_CHUNK;
+    for (int c = 0; c < whole; c++, v += WEIGH_CHUNK, logits += WEIGH_CHUNK) {
         for (int j = 0; j < WEIGH_CHUNK; j++)
-            v[i + j] = weigh_clean(logits[i + j]);
-    if (whole == n)
+            v[j] = weigh_clean(logits[j]);
+        chunk_max[c] = chunk_maximum(v);
+    }
+    n -= whole * WEIGH_CHUNK;
+    if (n == 0)
         return;
     for (int j = 0; j < WEIGH_CHUNK; j++)
-        v[whole + j] = whole + j < n ? weigh_clean(logits[whole + j]) : -INFINITY;
+        v[j] = j < n ? weigh_clean(logits[j]) : -INFINITY;
+    chunk_max[whole] = chunk_maximum(v);
 }
 
 BODY void maxima_body(const float *restrict v, int n_chunks, float *restrict chunk_max)
 {
-    for (int c = 0; c < n_chunks; c++, v += WEIGH_CHUNK) {
-        float lane[LANES];
-        memcpy(lane, v, sizeof lane);
-        for (int i = LANES; i < WEIGH_CHUNK; i += LANES)
-            for (int j = 0; j < LANES; j++)
-                lane[j] = v[i + j] > lane[j] ? v[i + j] : lane[j];
-        for (int half = LANES / 2; half > 0; half /= 2)
-            for (int j = 0; j < half; j++)
-                lane[j] = lane[j + half] > lane[j] ? lane[j + half] : lane[j];
-        chunk_max[c] = lane[0];
-    }
+    for (int c = 0; c < n_chunks; c++)
+        chunk_max[c] = chunk_maximum(v + c * WEIGH_CHUNK);
 }
 
+/* The halves are summed apart: 64 of them stay below 2^27. */
 BODY uint64_t sum_chunk(const float *restrict e, int64_t floor)
 {
-    int64_t sum = 0;
-    for (int j = 0; j < WEIGH_CHUNK; j++) {
-        int64_t w = weigh_fixed(e[j]);
-        sum += w >= floor ? w : 0;
+    int32_t high = 0, low = 0;
+    int32_t floor_high = (int32_t)(floor >> (WEIGH_BITS / 2)),
+            floor_low = (int32_t)(floor & ((1 << (WEIGH_BITS / 2)) - 1));
+    if (floor == 0) {
+        for (int j = 0; j < WEIGH_CHUNK; j++) {
+            high += weigh_high(e[j]);
+            low += weigh_low(e[j]);
+        }
+    } else {
+        for (int j = 0; j < WEIGH_CHUNK; j++) {
+            int32_t h = weigh_high(e[j]), l = weigh_low(e[j]);
+            int32_t stays = -((h > floor_high) | ((h == floor_high) & (l >= floor_low)));
+            high += h & stays;
+            low += l & stays;
+        }
     }
-    return (uint64_t)sum;
+    return ((uint64_t)(uint32_t)high << (WEIGH_BITS / 2)) + (uint32_t)low;
 }
 
 BODY void weigh_body(const float *restrict v, int n_chunks, float max, float temperature,
                      int64_t floor, float *restrict e, uint64_t *restrict sums)
 {
-    for (int c = 0; c < n_chunks; c++, v += WEIGH_CHUNK, e += WEIGH_CHUNK) {
+    float scratch[WEIGH_CHUNK];
+    size_t step = e == NULL ? 0 : WEIGH_CHUNK;
+    float *at = e == NULL ? scratch : e;
+    for (int c = 0; c < n_chunks; c++, v += WEIGH_CHUNK, at += step) {
         for (int j = 0; j < WEIGH_CHUNK; j++)
-            e[j] = num_exp((v[j] - max) / temperature);
-        sums[c] = sum_chunk(e, floor);
+            at[j] = num_exp((v[j] - max) / temperature);
+        sums[c] = sum_chunk(at, floor);
     }
 }
 
@@ -66,9 +93,9 @@ BODY void sum_body(const float *restrict e, int n_chunks, int64_t floor, uint64_
 }
 
 #define VARIANT(name, attributes)                                                                  \
-    attributes static void name##_load(const float *logits, int n, float *v)                       \
+    attributes static void name##_load(const float *logits, int n, float *v, float *chunk_max)     \
     {                                                                                              \
-        load_body(logits, n, v);                                                                   \
+        load_body(logits, n, v, chunk_max);                                                        \
     }                                                                                              \
     attributes static void name##_maxima(const float *v, int n_chunks, float *chunk_max)           \
     {                                                                                              \

@@ -23,21 +23,30 @@ static inline float weigh_clean(float x)
     return x >= -FLT_MAX ? x + 0.0f : -INFINITY;
 }
 
-/* The weight of an exponential in [0, 1]: a shift, because AVX2 has no conversion from float to 64
- * bits. */
+/* The upper and the lower half of the weight of an exponential in [0, 1]: two conversions to 32
+ * bits, because AVX2 has none to 64. Both products and the difference are exact. */
+static inline int32_t weigh_high(float e)
+{
+    return (int32_t)(e * 0x1p20f);
+}
+
+static inline int32_t weigh_low(float e)
+{
+    return (int32_t)((e * 0x1p20f - (float)weigh_high(e)) * 0x1p20f);
+}
+
 static inline int64_t weigh_fixed(float e)
 {
-    int64_t mantissa = (num_bits(e) & 0x7FFFFFu) | 0x800000u;
-    int32_t shift = 127 - (int32_t)(num_bits(e) >> 23);
-    return (mantissa << (WEIGH_BITS - 23)) >> (shift < 63 ? shift : 63);
+    return ((int64_t)weigh_high(e) << (WEIGH_BITS / 2)) + weigh_low(e);
 }
 
 struct weigh_ops {
-    /* v = clean(logits) for n values; the rest of the last chunk is -infinity. */
-    void (*load)(const float *logits, int n, float *v);
+    /* v = clean(logits) for n values; the rest of the last chunk is -infinity. And as maxima. */
+    void (*load)(const float *logits, int n, float *v, float *chunk_max);
     /* The largest value of each chunk. */
     void (*maxima)(const float *v, int n_chunks, float *chunk_max);
-    /* e = exp((v - max) / temperature), and each chunk's sum of the weights that are >= floor. */
+    /* e = exp((v - max) / temperature), and each chunk's sum of the weights that are >= floor. e
+     * may be NULL. */
     void (*weigh)(const float *v, int n_chunks, float max, float temperature, int64_t floor,
                   float *e, uint64_t *sums);
     /* The sums alone. */
