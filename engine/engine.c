@@ -18,6 +18,7 @@ enum { IDLE_MS = 100 }; /* between two signs of life when there is nothing to do
 struct counters {
     atomic_int running, queued, pages_used, last_batch;
     _Atomic uint64_t tokens_in, tokens_out, heartbeat_ns, steps, draft_tokens, draft_accepted;
+    _Atomic uint64_t prefix_queries, prefix_hits;
 };
 
 struct engine {
@@ -261,6 +262,16 @@ static bool is_new(const struct gen *g, const void *arg)
     return g->seq >= 0 && !g->begun;
 }
 
+static void count_prompt(struct engine *e, const struct gen *g)
+{
+    struct counters *n = &e->n;
+    atomic_fetch_add_explicit(&n->tokens_in, (uint64_t)g->n_prompt, memory_order_relaxed);
+    if (g->cache_scope == NULL)
+        return;
+    atomic_fetch_add_explicit(&n->prefix_queries, (uint64_t)g->n_history, memory_order_relaxed);
+    atomic_fetch_add_explicit(&n->prefix_hits, (uint64_t)g->n_cached, memory_order_relaxed);
+}
+
 /* Tells those that were admitted that they run. Takes and gives back the lock around each. */
 static void begin_new(struct engine *e)
 {
@@ -277,7 +288,7 @@ static void begin_new(struct engine *e)
         }
         pthread_mutex_unlock(&e->mu);
         gen_put_started(g);
-        atomic_fetch_add_explicit(&e->n.tokens_in, (uint64_t)g->n_prompt, memory_order_relaxed);
+        count_prompt(e, g);
         if (gen_n_out(g) >= g->max_out) /* resumed after its last token */
             gen_put_end(g, g->limit);
         gen_wake(g);
@@ -317,6 +328,7 @@ static void *engine_main(void *arg)
             pthread_mutex_unlock(&e->mu);
             run_step(e);
             pthread_mutex_lock(&e->mu);
+            sched_publish(&e->s);
         } else if (e->s.n_running + e->s.n_queued == 0 && !e->closing) {
             wait_until(&e->work, &e->mu, now + IDLE_MS * 1000000ull);
         }
@@ -487,6 +499,8 @@ void engine_stats_get(const struct engine *e, struct engine_stats *out)
         .draft_tokens = atomic_load_explicit(&n->draft_tokens, memory_order_relaxed),
         .draft_accepted = atomic_load_explicit(&n->draft_accepted, memory_order_relaxed),
         .failed = atomic_load_explicit(&e->failed, memory_order_acquire),
+        .prefix_queries = atomic_load_explicit(&n->prefix_queries, memory_order_relaxed),
+        .prefix_hits = atomic_load_explicit(&n->prefix_hits, memory_order_relaxed),
     };
     out->load = out->queued > 0 ? 1 : (double)out->running / max_seqs;
 }

@@ -57,6 +57,7 @@ struct gen_request {
     uint64_t deadline_ns;           /* clock_ns() by which it must end; 0 = none */
     int n_logprobs;                 /* 0..20 alternatives with each token event; -1 = none */
     const char *key;                /* scope for max_jobs_per_key; NULL = none; copied */
+    const char *cache_scope;        /* KV pages are shared with requests of the same scope; NULL = with none; copied */
     void (*wake)(void *arg);        /* see above; may be NULL (poll) */
     void *wake_arg;
 };
@@ -66,7 +67,7 @@ enum gen_event_type { GEN_EV_STARTED, GEN_EV_TOKEN, GEN_EV_END, GEN_EV_ERROR };
 struct gen_event {
     enum gen_event_type type;
     /* STARTED */
-    int prompt_tokens, cached_tokens;
+    int prompt_tokens, cached_tokens;    /* cached: of these, not computed again */
     /* TOKEN: every generated token but a stop token */
     int32_t token;
     int index;                      /* 0, 1, ... */
@@ -129,7 +130,8 @@ struct engine_stats {
     int last_batch;                 /* rows of the last step */
     double load;                    /* 0..1: running / max_seqs, 1 when requests wait */
     bool failed;                    /* the device failed: see engine_failure */
-    uint64_t prefix_queries, prefix_hits;          /* tokens */
+    uint64_t prefix_queries, prefix_hits;          /* tokens: to compute before the first draw, of admitted requests with a
+                                                      cache_scope; found */
     uint64_t draft_tokens, draft_accepted;         /* tried, right */
 };
 void engine_stats_get(const struct engine *e, struct engine_stats *out);

@@ -63,6 +63,11 @@ static const void *carve_copy(char *base, size_t *used, const void *src, size_t 
     return n > 0 ? p : NULL;
 }
 
+static const char *carve_text(char *base, size_t *used, const char *s)
+{
+    return carve_copy(base, used, s, s == NULL ? 0 : strlen(s) + 1, 1);
+}
+
 /* One allocation holds the gen and all it points to. The counts are bounded by the context, the
  * size of a request's body and the ring, so that their sum cannot overflow. */
 static size_t lay_out(struct gen *g, char *base, const struct gen_request *r, int max_out,
@@ -82,7 +87,8 @@ static size_t lay_out(struct gen *g, char *base, const struct gen_request *r, in
         carve_copy(base, &used, r->sample.bias, (size_t)r->sample.n_bias, sizeof *bias);
     struct gen_piece *pieces = carve(base, &used, ring, sizeof *pieces);
     struct token_logprob *tops = carve(base, &used, ring * n_top, sizeof *tops);
-    const char *key = carve_copy(base, &used, r->key, r->key == NULL ? 0 : strlen(r->key) + 1, 1);
+    const char *key = carve_text(base, &used, r->key);
+    const char *cache_scope = carve_text(base, &used, r->cache_scope);
     if (base == NULL)
         return used;
     memcpy(history, r->prompt, (size_t)r->n_prompt * sizeof *history);
@@ -96,6 +102,7 @@ static size_t lay_out(struct gen *g, char *base, const struct gen_request *r, in
     g->ring = pieces;
     g->ring_top = tops;
     g->key = key;
+    g->cache_scope = cache_scope;
     return used;
 }
 
@@ -295,7 +302,11 @@ bool gen_next(struct gen *g, struct gen_event *out)
     pthread_mutex_lock(&g->mu);
     bool any = pending(g);
     if (g->started_unread) {
-        *out = (struct gen_event){.type = GEN_EV_STARTED, .prompt_tokens = g->n_prompt};
+        *out = (struct gen_event){
+            .type = GEN_EV_STARTED,
+            .prompt_tokens = g->n_prompt,
+            .cached_tokens = g->n_cached < g->n_prompt ? g->n_cached : g->n_prompt,
+        };
         g->started_unread = false;
     } else if (g->ring_n > 0) {
         take_token(g, out);

@@ -40,7 +40,7 @@ struct gen {
     /* constant */
     struct sample_params sample;
     const int32_t *stop_tokens;
-    const char *key; /* NULL = none */
+    const char *key, *cache_scope; /* NULL = none */
     int n_stop_tokens, n_prompt, n_resume, min_tokens, n_logprobs;
     int max_out;            /* output tokens, the resumed ones included */
     enum stop_reason limit; /* why max_out ends it */
@@ -53,8 +53,10 @@ struct gen {
     bool deadline_is_ours; /* it is the inference timeout */
     int seq;               /* -1 while it waits */
     uint64_t order;        /* of admission */
+    uint64_t tried;        /* kv.n_changes when it did not fit; 0 = not tried */
+    int n_cached;          /* positions found at admission */
 
-    /* the engine thread */
+    /* the engine thread, once admitted */
     bool begun;
     int32_t *history; /* (n_prompt + max_out): prompt, resumed and generated tokens */
     int n_history, n_computed;

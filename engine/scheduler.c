@@ -127,16 +127,25 @@ static struct gen *next_in_queue(const struct sched *s)
     return best;
 }
 
+static bool open_seq(struct sched *s, struct gen *g)
+{
+    if (g->tried == s->kv.n_changes)
+        return false; /* without looking at its prompt again */
+    g->tried = s->kv.n_changes;
+    struct kv_want want = {g->n_pages, g->cache_scope, g->history, g->n_history};
+    g->seq = kv_open(&s->kv, &want, &g->n_cached);
+    g->n_computed = g->n_cached;
+    return g->seq >= 0;
+}
+
 void sched_admit(struct sched *s)
 {
     for (struct gen *g = next_in_queue(s); g != NULL; g = next_in_queue(s)) {
-        int seq = kv_open(&s->kv, g->n_pages);
-        if (seq < 0)
+        if (!open_seq(s, g))
             return; /* nobody overtakes it: else a large request would starve */
         unlink_gen(s, g);
-        g->seq = seq;
         g->order = s->n_admitted++;
-        s->running[seq] = g;
+        s->running[g->seq] = g;
         s->n_running++;
     }
 }
@@ -366,6 +375,14 @@ bool sched_choose(struct sched *s)
     if (n > 0)
         add_prompts(s, n);
     return s->step.n_rows > 0;
+}
+
+void sched_publish(struct sched *s)
+{
+    for (int i = 0; i < s->step.n_members; i++) {
+        const struct gen *g = s->step.members[i].gen;
+        kv_publish(&s->kv, g->seq, g->history, g->n_computed);
+    }
 }
 
 /* A running average that one hiccup of the machine cannot throw off. */

@@ -62,6 +62,8 @@ void sched_admit(struct sched *s);
 /* Chooses the rows of the next step into s->step and covers them with pages. False: nothing to
  * compute. */
 bool sched_choose(struct sched *s);
+/* After a step: the pages that it completed can be found by others. */
+void sched_publish(struct sched *s);
 /* What s->step took. */
 void sched_measure(struct sched *s, double seconds);
 
