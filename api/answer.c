@@ -61,7 +61,7 @@ static void note_start(struct job *j, const struct gen_event *ev)
     j->n_prompt = ev->prompt_tokens;
     j->cached_tokens = ev->cached_tokens;
     log_event(LOG_INFO, "execute_start", LOG_S("job_id", j->request.job_id), LOG_S("model_ref", f->model_ref),
-              LOG_S("device", f->device), LOG_I("tokens_in", ev->prompt_tokens));
+              LOG_S("device", f->device), LOG_I("tokens_in", ev->prompt_tokens), LOG_I("tokens_cached", ev->cached_tokens));
 }
 
 /* ---- pieces of JSON ---- */

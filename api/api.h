@@ -22,6 +22,9 @@ struct tok;
 /* Leaving: told to stop, and no longer called ready, but work is still taken until balancers have noticed. */
 enum worker_state { WORKER_LOADING, WORKER_READY, WORKER_LEAVING, WORKER_DRAINING, WORKER_FAILED };
 
+/* Whose prompts may be computed once for all: everybody's, those of each API key, nobody's. */
+enum prefix_cache { PREFIX_CACHE_SHARED, PREFIX_CACHE_PER_KEY, PREFIX_CACHE_OFF };
+
 enum { API_LISTEN_MAX = 8 };
 
 struct api_options {
@@ -39,6 +42,7 @@ struct api_options {
     int send_timeout_ms;          /* without progress, rounded up to whole seconds; 0 = 30,000 */
     int max_tokens_in;            /* 0 = the context */
     int max_tokens_out;           /* 0 = the context */
+    enum prefix_cache prefix_cache;
     bool metrics_vllm;            /* also export the vllm: names */
 
     /* POST /shutdown was accepted. Called from an HTTP thread: must return at once (raise a signal, write a pipe). */

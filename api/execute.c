@@ -60,10 +60,22 @@ static int32_t *stop_ids(const struct tok *t, const struct request *q, int *n_ou
     return ids;
 }
 
+/* The requests this one shares pages with: its key's, unless all keys share, with the same salt. An empty name for none. */
+static bool cache_scope(struct job *j, struct buf *name)
+{
+    const struct request *q = &j->request;
+    enum prefix_cache mode = j->api->o.prefix_cache;
+    if (mode == PREFIX_CACHE_OFF || !q->prefix_cache)
+        return true;
+    buf_printf(name, "%s\n%s", mode == PREFIX_CACHE_PER_KEY ? j->key : "", q->cache_salt ? q->cache_salt : "");
+    return !name->failed || err_set(&j->err, ERR_INTERNAL, "no memory for the request");
+}
+
 static struct gen *submit(struct job *j, struct engine *e, const int32_t *prompt, size_t n_prompt,
                           const int32_t *stop, int n_stop)
 {
     const struct request *q = &j->request;
+    struct buf scope = {0};
     struct gen_request g = {
         .prompt = prompt,
         .n_prompt = (int)n_prompt,
@@ -91,7 +103,11 @@ static struct gen *submit(struct job *j, struct engine *e, const int32_t *prompt
         .wake = job_wake,
         .wake_arg = j,
     };
-    return engine_submit(e, &g, &j->retry_after, &j->err);
+    bool ok = cache_scope(j, &scope);
+    g.cache_scope = scope.data;
+    struct gen *gen = ok ? engine_submit(e, &g, &j->retry_after, &j->err) : NULL;
+    buf_free(&scope);
+    return gen;
 }
 
 /* Megabytes that cannot fit are not worth the seconds that their tokens take. */

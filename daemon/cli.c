@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "daemon/cli_table.h"
+#include "api/api.h"
 #include "base/mem.h"
 
 #include <ctype.h>
@@ -125,6 +126,7 @@ const struct option_row option_table[] = {
     INT("max-queue", max_queue, 0, 100000, 128, "requests that may wait; the next gets 429"),
     INT("kv-cache-size-mb", kv_cache_size_mb, 1, 1 << 24, 0, "memory for the KV cache, MiB", SHOWN("a share of what is free")),
     CHOICE("kv-type", kv_type, "f16|q8_0", CLI_KV_F16, "element type of the KV cache"),
+    CHOICE("prefix-cache", prefix_cache, "shared|per-key|off", PREFIX_CACHE_PER_KEY, "who profits from whose computed prompts"),
     CHOICE("speculate", speculate, "on|off", CLI_SPECULATE_ON,
            "try tokens that followed the same text before; changes speed, never bytes"),
     INT("max-tokens-in", max_tokens_in, 1, TOKENS, 0, "longest prompt, tokens", SHOWN("context")),

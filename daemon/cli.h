@@ -29,6 +29,7 @@ struct options {
     int64_t port;
     int64_t ctx_size, max_batch, max_queue;
     int64_t kv_cache_size_mb, kv_type, speculate;
+    int64_t prefix_cache;                /* enum prefix_cache */
     int64_t max_tokens_in, max_tokens_out;
     int64_t inference_timeout_sec, drain_timeout_sec, drain_delay_sec;
     int64_t threads;

@@ -200,6 +200,7 @@ static bool listen_first(struct worker *w, struct err *err)
         .send_timeout_ms = (int)o->send_timeout_ms,
         .max_tokens_in = (int)o->max_tokens_in,
         .max_tokens_out = (int)o->max_tokens_out,
+        .prefix_cache = (enum prefix_cache)o->prefix_cache,
         .metrics_vllm = o->metrics_compat == METRICS_VLLM,
         .on_shutdown = on_shutdown,
         .on_shutdown_arg = w,
