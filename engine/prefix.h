@@ -25,9 +25,9 @@ struct prefix_entry;
 
 struct prefix {
     uint64_t key[4];
-    int n_buckets;                /* a power of two */
-    int32_t *bucket;              /* (n_buckets), the first page of its list; -1 = none */
-    struct prefix_entry *entry;   /* (n_pages) */
+    int n_buckets;              /* a power of two */
+    int32_t *bucket;            /* (n_buckets), the first page of its list; -1 = none */
+    struct prefix_entry *entry; /* (n_pages) */
 };
 
 /* n_buckets 0 = as many as pages; tests force collisions. ERR_OOM. */

@@ -282,6 +282,8 @@ bool reader_poll(struct reader *rd)
         if (ev.type == GEN_EV_STARTED) {
             ck_assert(!rd->started && rd->n_tokens == 0);
             rd->started = true;
+            rd->n_cached = ev.cached_tokens;
+            ck_assert_int_le(rd->n_cached, ev.prompt_tokens);
         } else if (ev.type == GEN_EV_TOKEN) {
             ck_assert(rd->started);
             if (rd->n_tokens == 0)

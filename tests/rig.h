@@ -63,6 +63,7 @@ struct reader {
     sem_t woken;
     atomic_int n_wakes;
     bool started;
+    int n_cached; /* as STARTED says */
     int n_tokens, first_index;
     int32_t tokens[READER_TOKENS];
     float logprobs[READER_TOKENS];
