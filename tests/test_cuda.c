@@ -153,6 +153,37 @@ START_TEST(graphs)
 }
 END_TEST
 
+/* Pages left by another request, prompt and generated tokens: the same tokens and log-probabilities as on empty ones. */
+START_TEST(prefix_cache)
+{
+    static struct reader cold, first, warm;
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.device = kern_cuda(), .n_layer = 1, .type = "Q4_1"});
+    struct gen_request q = rig_request(100, 1, 40);
+    q.n_logprobs = 0;
+    reader_start(&cold, &r, &q);
+    reader_finish(&cold);
+    q.cache_scope = "";
+    reader_start(&first, &r, &q);
+    reader_finish(&first);
+    q.resume = cold.tokens;
+    q.n_resume = 30;
+    rig_wait_idle(&r);
+    reader_start(&warm, &r, &q);
+    reader_finish(&warm);
+    ck_assert_int_eq(warm.n_cached, 100);
+    ck_assert_mem_eq(first.tokens, cold.tokens, 40 * sizeof *cold.tokens);
+    ck_assert_mem_eq(first.logprobs, cold.logprobs, 40 * sizeof *cold.logprobs);
+    ck_assert_mem_eq(warm.tokens, cold.tokens + 30, 10 * sizeof *cold.tokens);
+    ck_assert_mem_eq(warm.logprobs, cold.logprobs + 30, 10 * sizeof *cold.logprobs);
+    reader_free(&cold);
+    reader_free(&first);
+    reader_free(&warm);
+    rig_close(&r);
+    ck_assert_uint_eq(emu_taken(), 0);
+}
+END_TEST
+
 /* ---- the card ---- */
 
 static struct kern_config small_config(void)
@@ -389,6 +420,7 @@ static Suite *suite(void)
     tcase_add_loop_test(t, odd_widths, 0, 3);
     tcase_add_loop_test(t, long_context, 0, 3);
     tcase_add_test(t, graphs);
+    tcase_add_test(t, prefix_cache);
     if (full)
         tcase_add_loop_test(t, everything, 0, N_PRESETS);
     suite_add_tcase(s, t);
