@@ -74,7 +74,7 @@ START_TEST(found_by_default_and_counted)
     ck_assert_int_eq(cached(",\"cache_salt\":\"\"", first), full); /* the default */
     ck_assert(served_metric(&worker, "inferd_prefix_cache_queries_total") == queries + 3 * n_prompt);
     ck_assert(served_metric(&worker, "inferd_prefix_cache_hits_total") == 2 * full);
-    ck_assert(served_metric(&worker, "inferd_kv_cache_usage_ratio") == 0);
+    ck_assert(served_wait(&worker, "inferd_kv_cache_usage_ratio", 0, REST_MS));
     json_decref(first);
 }
 END_TEST
@@ -120,6 +120,7 @@ START_TEST(what_was_generated_is_found)
     int n_prompt = count(first, "prompt_tokens");
     char *tokens = json_dumps(json_object_get(first, "tokens"), JSON_COMPACT);
     buf_printf(&fields, ",\"max_tokens\":160,\"resume_from\":{\"tokens\":%s}", tokens);
+    ck_assert(served_wait(&worker, "inferd_kv_cache_usage_ratio", 0, REST_MS)); /* the last page is known */
     sse_open(&s, worker.port, request(fields.data));
     const struct event *e = sse_next(&s, 5000);
     ck_assert(e != NULL && strcmp(e->name, "started") == 0);
