@@ -40,10 +40,10 @@ static bool open_file(const struct options *o, struct loaded *l, struct err *err
         return false;
     l->model = model_open(l->gguf, err);
     if (l->model == NULL)
-        return err_prefix(err, "%s", o->model);
+        return false;
     l->tok = tok_open(l->gguf, err);
     if (l->tok == NULL)
-        return err_prefix(err, "%s", o->model);
+        return false;
     if (tok_n_vocab(l->tok) > l->model->n_vocab)
         return err_set(err, ERR_MODEL, "%s: the tokenizer has %d tokens, the embedding has rows for %d", o->model,
                        tok_n_vocab(l->tok), l->model->n_vocab);

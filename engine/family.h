@@ -27,10 +27,11 @@ struct family {
     const char *type;             /* model_type; NULL: decided by the tokenizer (llama) */
     unsigned flags;
     enum ffn_act act;
-    /* Sliding window: of every `window_period` layers the last is global; 1 = all layers slide. 0 = the file's window, if it
-     * has one, applies to all layers. */
+    /* Sliding window: of every `window_period` layers the last is global, unless the file's sliding_window_pattern says
+     * otherwise. 0 = the file's window, if it has one, applies to all layers. */
     int window_period;
     float rope_base_local;        /* sliding layers' own rope base, without scaling; 0 = the same table */
+    int by_dim_layers;            /* the model with so many layers divides scores by sqrt(dim / heads): no key says so */
 };
 
 const struct family *family_find(const char *arch);

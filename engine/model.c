@@ -104,10 +104,15 @@ static bool check_shape(const struct gguf_tensor *t, enum role_kind kind, int ro
     return true;
 }
 
-static bool bind_role(const struct model *m, int layer, const struct role *role, struct err *err)
+static bool applies(const struct model *m, const struct role *role)
 {
     unsigned flags = m->family->flags;
-    if ((role->when != 0 && (flags & role->when) == 0) || (flags & role->unless) != 0)
+    return (role->when == 0 || (flags & role->when) != 0) && (flags & role->unless) == 0;
+}
+
+static bool bind_role(const struct model *m, int layer, const struct role *role, struct err *err)
+{
+    if (!applies(m, role))
         return true;
     char name[96];
     snprintf(name, sizeof name, "blk.%d.%s", layer, role->name);
@@ -149,6 +154,30 @@ static bool bind_globals(struct model *m, struct err *err)
     return check_shape(m->output, MATRIX, m->n_vocab, m->dim, 1, err);
 }
 
+/* A tensor that nothing reads means a model that is not computed here, such as one with biases elsewhere: better refused
+ * than quietly wrong. The picture part that some files carry (v., mm.) does not touch text. */
+static bool has_role(const struct model *m, const char *name)
+{
+    static const char *const globals[] = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight",
+                                          "rope_factors_short.weight", "rope_factors_long.weight"};
+    for (size_t i = 0; i < sizeof globals / sizeof *globals; i++)
+        if (strcmp(name, globals[i]) == 0)
+            return true;
+    if (strncmp(name, "v.", 2) == 0 || strncmp(name, "mm.", 3) == 0)
+        return true;
+    char full[96];
+    for (size_t r = 0; r < sizeof roles / sizeof *roles; r++) {
+        const char *rest = strncmp(name, "blk.", 4) == 0 ? strchr(name + 4, '.') : NULL;
+        if (rest == NULL || strcmp(rest + 1, roles[r].name) != 0 || !applies(m, &roles[r]))
+            continue;
+        long layer = strtol(name + 4, NULL, 10);
+        snprintf(full, sizeof full, "blk.%ld.%s", layer, roles[r].name);
+        if (layer >= 0 && layer < m->n_layer && strcmp(full, name) == 0)
+            return true;
+    }
+    return false;
+}
+
 static bool bind_tensors(struct model *m, struct err *err)
 {
     if (!bind_globals(m, err))
@@ -162,6 +191,9 @@ static bool bind_tensors(struct model *m, struct err *err)
                 return false;
     for (size_t i = 0; i < gguf_n_tensors(m->gguf); i++) {
         const struct gguf_tensor *t = gguf_tensor_at(m->gguf, i);
+        if (!has_role(m, t->name))
+            return err_set(err, ERR_MODEL, "tensor %.64s: not part of a model of architecture %s with %d layers", t->name, m->arch,
+                           m->n_layer);
         m->n_params += (size_t)(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]);
     }
     return true;
@@ -245,6 +277,28 @@ static bool in_range(const char *arch, const char *suffix, float v, float lo, fl
     return err_set(err, ERR_MODEL, "key %s.%s: %g, allowed %g to %g", arch, suffix, (double)v, (double)lo, (double)hi);
 }
 
+/* Keys of other models of the same architecture name whose arithmetic is not implemented, with the value that asks for
+ * nothing. */
+static bool check_unsupported(const struct model *m, struct err *err)
+{
+    static const struct {
+        const char *suffix;
+        float neutral;
+    } keys[] = {
+        {"attn_logit_softcapping", 0}, {"final_logit_softcapping", 0}, {"attention.clamp_kqv", 0}, {"attention.scale", 0},
+        {"attention.max_alibi_bias", 0}, {"logit_scale", 1}, {"residual_scale", 1}, {"embedding_scale", 1},
+        {"rope.scaling.alpha", 0}, {"rope.scaling.yarn_log_multiplier", 0}, {"rope.scaling.yarn_ext_factor", 1},
+    };
+    struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        float v = read_float(&r, keys[i].suffix, keys[i].neutral, false);
+        if (v < keys[i].neutral || v > keys[i].neutral)
+            return err_set(err, ERR_MODEL, "key %s.%s: %g is not supported, expected %g or none", m->arch, keys[i].suffix,
+                           (double)v, (double)keys[i].neutral);
+    }
+    return !r.bad;
+}
+
 static bool read_shape(struct model *m, struct err *err)
 {
     bool moe = m->family->flags & FAM_MOE;
@@ -294,21 +348,18 @@ static bool read_shape(struct model *m, struct err *err)
 
 /* ---- windows and rope ---- */
 
-static bool layer_slides(const struct family *f, int layer)
-{
-    return f->window_period <= 1 || layer % f->window_period != f->window_period - 1;
-}
-
 static bool read_windows(struct model *m, struct err *err)
 {
     struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
-    int window = read_int(&r, "attention.sliding_window", 0, 1 << 24, 0);
+    int window = read_int(&r, "attention.sliding_window", 0, 1 << 24, 0), period = m->family->window_period;
+    if (period > 0)
+        period = read_int(&r, "attention.sliding_window_pattern", 0, 1024, period);
     if (r.bad)
         return false;
     bool local = m->family->rope_base_local != 0 && window > 0;
     m->n_rope = local ? 2 : 1;
     for (int i = 0; i < m->n_layer; i++) {
-        bool slides = window > 0 && layer_slides(m->family, i);
+        bool slides = window > 0 && (period == 0 || i % period != period - 1);
         m->layer[i].window = slides ? window : 0;
         m->layer[i].rope = local && slides ? 1 : 0;
     }
@@ -317,7 +368,7 @@ static bool read_windows(struct model *m, struct err *err)
 
 /* How the angles of one table set are scaled; see the model cards of YaRN (arXiv 2309.00071) and Llama 3.1. */
 struct rope_scaling {
-    double base, freq_scale, attn_factor;
+    double base, freq_scale, attn_factor, beta_fast, beta_slow;
     bool yarn;
     int n_ctx_orig;
     const struct gguf_tensor *factors;
@@ -336,10 +387,10 @@ static bool make_rope(const struct model *m, int n_rot, const struct rope_scalin
     if (s->factors != NULL)
         qtype_dequant_row(s->factors->type, s->factors->data, (size_t)half, factors);
     double lo = 0, hi = 0;
-    if (s->yarn) {    /* dimensions that turn 32 times and once over the original context bound the ramp */
+    if (s->yarn) {    /* dimensions that turn beta_fast and beta_slow times over the original context bound the ramp */
         double per_octave = n_rot / (2 * num_log(s->base));
-        lo = floor(per_octave * num_log(s->n_ctx_orig / (32.0 * 2 * M_PI)));
-        hi = ceil(per_octave * num_log(s->n_ctx_orig / (1.0 * 2 * M_PI)));
+        lo = floor(per_octave * num_log(s->n_ctx_orig / (s->beta_fast * 2 * M_PI)));
+        hi = ceil(per_octave * num_log(s->n_ctx_orig / (s->beta_slow * 2 * M_PI)));
         lo = lo > 0 ? lo : 0;
         hi = hi < n_rot - 1 ? hi : n_rot - 1;
         out->mscale *= 1.0 + 0.1 * num_log(1.0 / s->freq_scale);
@@ -371,7 +422,9 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
     struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
     int n_rot = read_int(&r, "rope.dimension_count", 2, m->head_dim, m->head_dim);
     float base = read_float(&r, "rope.freq_base", 10000.0f, false);
-    float factor = read_float(&r, "rope.scaling.factor", 0, false);
+    float factor = read_float(&r, "rope.scaling.factor", read_float(&r, "rope.scale_linear", 0, false), false);
+    float beta_fast = read_float(&r, "rope.scaling.yarn_beta_fast", 32, false);
+    float beta_slow = read_float(&r, "rope.scaling.yarn_beta_slow", 1, false);
     float attn_factor = read_float(&r, "rope.scaling.attn_factor", 1.0f, false);
     int n_ctx_orig = read_int(&r, "rope.scaling.original_context_length", 1, 1 << 24, m->n_ctx_train);
     float base_local = read_float(&r, "rope.freq_base_swa", m->family->rope_base_local, false);
@@ -384,6 +437,8 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
     if (!in_range(m->arch, "rope.freq_base", base, 1.001f, 1e12f, err) ||
         !in_range(m->arch, "rope.scaling.factor", factor, 0, 1e6f, err) ||
         !in_range(m->arch, "rope.scaling.attn_factor", attn_factor, 1e-3f, 1e3f, err) ||
+        !in_range(m->arch, "rope.scaling.yarn_beta_fast", beta_fast, 1e-3f, 1e6f, err) ||
+        !in_range(m->arch, "rope.scaling.yarn_beta_slow", beta_slow, 1e-3f, 1e6f, err) ||
         (m->n_rope > 1 && !in_range(m->arch, "rope.freq_base_swa", base_local, 1.001f, 1e12f, err)))
         return false;
     if (n_rot % 2 != 0)
@@ -395,7 +450,8 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
     if (!known)
         return err_set(err, ERR_MODEL, "key %s: \"%s\", allowed none, linear, yarn, longrope, llama3", key, kind);
 
-    struct rope_scaling s = {.base = base, .freq_scale = 1, .attn_factor = attn_factor, .n_ctx_orig = n_ctx_orig};
+    struct rope_scaling s = {.base = base, .freq_scale = 1, .attn_factor = attn_factor, .beta_fast = beta_fast,
+                             .beta_slow = beta_slow, .n_ctx_orig = n_ctx_orig};
     s.yarn = strcmp(kind, "yarn") == 0;
     if (factor > 0 && (kind[0] == 0 || s.yarn || strcmp(kind, "linear") == 0))
         s.freq_scale = 1.0 / (double)factor;
@@ -482,11 +538,12 @@ struct model *model_open(const struct gguf *g, struct err *err)
         err_set(err, ERR_MODEL, "key general.architecture: \"%s\" is not supported; supported: %s", m->arch, families);
         goto fail;
     }
-    if (!read_shape(m, err) || !bind_tensors(m, err) || !read_windows(m, err))
+    if (!read_shape(m, err) || !check_unsupported(m, err) || !bind_tensors(m, err) || !read_windows(m, err))
         goto fail;
     m->act = m->family->act;
     m->embed_scale = m->family->flags & FAM_EMBED_SCALE ? sqrtf((float)m->dim) : 1.0f;
-    m->attn_scale = 1.0f / sqrtf((float)m->head_dim);
+    bool by_dim = m->family->by_dim_layers == m->n_layer;
+    m->attn_scale = 1.0f / sqrtf((float)(by_dim ? m->dim / m->n_head : m->head_dim));
     name_quant(m);
     name_type(m);
     struct rope rope[ROPE_MAX] = {0};
@@ -496,7 +553,7 @@ struct model *model_open(const struct gguf *g, struct err *err)
     if (ok)
         return m;
 fail:
-    if (err != NULL)
+    if (err != NULL && strncmp(err->msg, gguf_path(g), strlen(gguf_path(g))) != 0)    /* gguf.h's own name the file */
         err_prefix(err, "%s", gguf_path(g));
     model_close(m);
     return NULL;

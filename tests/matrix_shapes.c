@@ -194,7 +194,7 @@ int main(int argc, char **argv)
     }
     Suite *s = suite_create("shapes");
     TCase *t = tcase_create("shapes");
-    tcase_set_timeout(t, 200);
+    tcase_set_timeout(t, 600);
     tcase_add_checked_fixture(t, setup, teardown);
     for (int i = 0; i < N_SHAPES; i++) {
         bool named = preset != NULL && strcmp(preset, shapes[i].preset) == 0 && (type == NULL || strcmp(type, shapes[i].type) == 0);

@@ -19,7 +19,7 @@ struct meaning {
     const struct gguf *g;
     char arch[16];
     int dim, n_layer, n_head, n_kv_head, head_dim, n_ff, n_vocab, n_expert, n_used, n_ctx, n_rot, window, n_ctx_orig;
-    double eps, base, factor, attn_factor;
+    double eps, base, factor, attn_factor, beta_fast, beta_slow;
     bool yarn, linear;
     int n_pos;                /* tokens so far */
     struct decoded *tensors;
@@ -102,6 +102,8 @@ static void read_keys(struct meaning *m, int n_ctx)
     m->eps = read_float(m, "attention.layer_norm_rms_epsilon", 0);
     m->base = read_float(m, "rope.freq_base", 10000);
     m->factor = read_float(m, "rope.scaling.factor", 1);
+    m->beta_fast = read_float(m, "rope.scaling.yarn_beta_fast", 32);
+    m->beta_slow = read_float(m, "rope.scaling.yarn_beta_slow", 1);
     m->attn_factor = read_float(m, "rope.scaling.attn_factor", 1);
     m->yarn = strcmp(kind, "yarn") == 0;
     m->linear = strcmp(kind, "linear") == 0;
@@ -219,7 +221,8 @@ static double gelu(double x)    /* the tanh form */
 /* Positions a layer sees, the token's own included; 0 = all before it. */
 static int window_of(const struct meaning *m, int layer)
 {
-    bool global = (is_arch(m, "gemma3") && layer % 6 == 5) || (is_arch(m, "gpt-oss") && layer % 2 == 1);
+    int period = read_int(m, "attention.sliding_window_pattern", is_arch(m, "gemma3") ? 6 : 2);
+    bool global = (is_arch(m, "gemma3") || is_arch(m, "gpt-oss")) && period > 0 && layer % period == period - 1;
     return global ? 0 : m->window;
 }
 
@@ -245,7 +248,8 @@ static double angle(const struct meaning *m, int layer, int pos, int i, double *
         return theta / m->factor;
     if (!m->yarn)
         return theta;
-    double lo = fmax(0, floor(yarn_bound(m, 32))), hi = fmin(m->n_rot - 1, ceil(yarn_bound(m, 1)));
+    double lo = fmax(0, floor(yarn_bound(m, m->beta_fast)));
+    double hi = fmin(m->n_rot - 1, ceil(yarn_bound(m, m->beta_slow)));
     double slow = fmin(1, fmax(0, (i - lo) / fmax(0.001, hi - lo)));
     *scale *= 1 + 0.1 * log(m->factor);
     return theta / m->factor * slow + theta * (1 - slow);
@@ -305,11 +309,12 @@ static void attend(struct meaning *m, int layer, const double *x, double *out)
         rotate(m, &turn, k + h * hd);
     }
     const double *sinks = vector(m, layer, "attn_sinks.weight");
+    double divisor = sqrt(is_arch(m, "gemma3") && m->n_layer == 62 ? m->dim / m->n_head : hd);    /* Gemma 3 27B */
     int window = window_of(m, layer), from = window > 0 && pos >= window ? pos - window + 1 : 0, n = pos - from + 1;
     for (int h = 0; h < m->n_head; h++) {
         size_t head = base + (size_t)(h / (m->n_head / m->n_kv_head) * hd);
         for (int j = 0; j < n; j++)
-            scores[j] = dot(q + h * hd, m->keys + head + (size_t)(from + j) * (size_t)n_kv, hd) / sqrt(hd);
+            scores[j] = dot(q + h * hd, m->keys + head + (size_t)(from + j) * (size_t)n_kv, hd) / divisor;
         if (sinks != NULL)
             scores[n] = sinks[h];
         softmax(scores, n + (sinks != NULL));
