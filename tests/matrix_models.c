@@ -28,7 +28,7 @@ static const struct limits limits[N_PROFILES] = {
     {"f16", 1e-5, 2e-4, 0.05, 0.05},
     {"int8", 1.5e-2, 1e-1, 1.5, 1.0},
     {"moe16", 1e-3, 1e-1, 1.0, 0.5},
-    {"moe8", 8e-2, 1.5, 5.0, 3.0},
+    {"moe8", 8e-2, 2.5, 5.0, 3.0},
 };
 
 static bool verbose;
