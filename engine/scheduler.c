@@ -6,17 +6,8 @@
 #include <string.h>
 
 /* Prompt rows come in fours: the width of the devices' smallest tile. */
-enum { ROW_QUANTUM = 4, FIRST_ROWS = 32, FIRST_ROWS_BESIDE_DECODE = 16, MAX_RETRY_S = 600 };
+enum { ROW_QUANTUM = 4, MAX_RETRY_S = 600 };
 
-/* sched_measure: steps with prompts and decode rows until decode_s counts as old; prompt rows that
- * tell row_s well. */
-enum { MIXED_STEPS = 8, TRUSTED_ROWS = 32 };
-
-/* A step with decoding neighbours may take this many times what it takes without prompt rows. */
-#define STRETCH 3.0
-/* No step shall take longer: it bounds how long an arrival, a freed page or a sign of life waits.
- */
-#define MAX_STEP_S 0.5
 #define EWMA 0.2
 
 bool sched_init(struct sched *s, struct adapter *a, int max_queue, int max_jobs_per_key,
@@ -153,7 +144,7 @@ void sched_admit(struct sched *s)
 /* Seconds until n more requests have ended, when n_running of them run at a time. */
 static int retry_after(const struct sched *s, int n, int n_running)
 {
-    double seconds = s->pace.service_s * n / n_running;
+    double seconds = s->service_s * n / n_running;
     return seconds < 1 ? 1 : seconds < MAX_RETRY_S ? (int)(seconds + 0.999) : MAX_RETRY_S;
 }
 
@@ -186,7 +177,7 @@ static void drop_running(struct sched *s, struct gen *g)
     s->n_running--;
     struct gen_stats stats;
     gen_stats_get(g, &stats);
-    average(&s->pace.service_s, (stats.prefill_ms + stats.decode_ms) / 1e3);
+    average(&s->service_s, (stats.prefill_ms + stats.decode_ms) / 1e3);
     gen_unref(g);
 }
 
@@ -247,16 +238,8 @@ static int add_rows(struct sched *s, struct gen *g, int n)
 /* How many prompt rows this step may hold. */
 static int prompt_budget(const struct sched *s)
 {
-    const struct pace *p = &s->pace;
-    int n_decode = s->step.n_decode;
-    double rows;
-    if (n_decode == 0)
-        rows = p->row_s > 0 ? MAX_STEP_S / p->row_s : FIRST_ROWS;
-    else if (p->row_s > 0 && p->decode_s > 0)
-        rows = (STRETCH - 1) * p->decode_s / p->row_s;
-    else
-        rows = FIRST_ROWS_BESIDE_DECODE;
-    int limit = s->max_rows - n_decode;
+    int n_decode = s->step.n_decode, limit = s->max_rows - n_decode;
+    double rows = pace_rows(&s->pace, n_decode > 0);
     int n = rows < limit ? (int)rows : limit;
     n -= n % ROW_QUANTUM;
     return n > ROW_QUANTUM ? n : ROW_QUANTUM;
@@ -367,12 +350,13 @@ bool sched_choose(struct sched *s)
 {
     s->step.n_rows = s->step.n_members = s->step.n_draft = 0;
     int n = collect_prompts(s), n_decodes = collect_decodes(s), room = s->max_rows;
-    if (n > 0) /* however many decode, a prompt goes on */
+    bool alone = n_decodes > 0 && pace_wants_decode(&s->pace);
+    if (n > 0 && !alone) /* however many decode, a prompt goes on */
         room -= s->max_rows > 2 * ROW_QUANTUM ? ROW_QUANTUM : (s->max_rows + 1) / 2;
-    else if (s->spec.mode != SPECULATE_OFF) /* beside prompts no row is cheap */
+    else if (n == 0 && s->spec.mode != SPECULATE_OFF) /* beside prompts no row is cheap */
         choose_drafts(s, n_decodes);
     add_decodes(s, n_decodes, room);
-    if (n > 0)
+    if (n > 0 && !alone)
         add_prompts(s, n);
     return s->step.n_rows > 0;
 }
@@ -385,44 +369,9 @@ void sched_publish(struct sched *s)
     }
 }
 
-/* A running average that one hiccup of the machine cannot throw off. */
-static void track(double *mean, double sample, double weight)
-{
-    double low = *mean / 2, high = *mean * 2;
-    sample = sample > low ? sample : low;
-    *mean += weight * ((sample < high ? sample : high) - *mean);
-}
-
-/* A step is taken to cost decode_s and row_s for each prompt row. Steps without prompts show
- * decode_s; the rest of others shows row_s, the better the more rows they have. When decode_s is
- * old, nobody knows which of the two has changed: then both are scaled, so that a machine that
- * slows down as a whole leaves the number of rows as it was. */
 void sched_measure(struct sched *s, double seconds)
 {
-    struct pace *p = &s->pace;
-    int n_decode = s->step.n_decode, n_prompt = s->step.n_rows - n_decode;
-    if (s->step.n_draft > 0) /* decode_s is about steps without */
-        return;
-    if (n_prompt == 0) {
-        p->mixed_steps = 0;
-        if (p->decode_s > 0)
-            track(&p->decode_s, seconds, EWMA);
-        else
-            p->decode_s = seconds;
-        return;
-    }
-    if (n_prompt < ROW_QUANTUM)
-        return;
-    double extra = seconds - p->decode_s > seconds / 10 ? seconds - p->decode_s : seconds / 10;
-    if (p->row_s <= 0) {
-        p->row_s = extra / n_prompt;
-    } else if (n_decode > 0 && p->decode_s > 0 && p->mixed_steps++ >= MIXED_STEPS) {
-        double scale = 1, now = seconds / (p->decode_s + p->row_s * n_prompt);
-        track(&scale, now, EWMA);
-        p->decode_s *= scale;
-        p->row_s *= scale;
-    } else {
-        track(&p->row_s, extra / n_prompt,
-              n_prompt < TRUSTED_ROWS ? EWMA * n_prompt / TRUSTED_ROWS : EWMA);
-    }
+    const struct sched_step *st = &s->step;
+    if (st->n_draft == 0) /* the pace is about steps without */
+        pace_measure(&s->pace, st->n_decode, st->n_rows - st->n_decode, seconds);
 }

@@ -6,6 +6,7 @@
 
 #include "engine/gen.h"
 #include "engine/kv.h"
+#include "engine/pace.h"
 #include "engine/speculate.h"
 
 struct member { /* the rows of one gen in a step */
@@ -23,14 +24,6 @@ struct sched_step {
         n_draft; /* decode rows, and how many of them are drafts; the rest are of prompts */
 };
 
-/* Running averages of what rows cost, in seconds; 0 = not known yet. */
-struct pace {
-    double decode_s;  /* a step of decode rows alone */
-    double row_s;     /* a prompt row more in a step */
-    double service_s; /* a request from start to end */
-    int mixed_steps;  /* with prompt and decode rows, since decode_s was measured */
-};
-
 struct sched {
     struct kv kv;
     int max_seqs, max_rows, max_logits, max_queue, max_jobs_per_key;
@@ -40,6 +33,7 @@ struct sched {
     uint64_t n_admitted;
     int turn; /* the sequence whose decode row comes first */
     struct pace pace;
+    double service_s; /* a request from start to end, a running average; 0 = not known yet */
     struct sched_step step;
     struct gen **prompts; /* (max_seqs), scratch of sched_choose: gens with a prompt to compute */
     struct speculate spec;
