@@ -151,7 +151,7 @@ static bool step(struct bench *b, const struct row *rows, int n, struct err *err
 {
     const struct kern_device *d = kern_cuda();
     struct kern *k = &b->k->kern;
-    struct step s = {rows, n, b->pages, b->stride};
+    struct step s = {.rows = rows, .n_rows = n, .page_table = b->pages, .page_stride = b->stride};
     bool logits = false;
     d->step_begin(k, &s);
     d->embed(k, &b->embed);

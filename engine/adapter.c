@@ -19,6 +19,7 @@ struct adapter {
     int max_seqs, page_stride;
     int32_t *page_table;        /* (max_seqs, page_stride) */
     const float **logits;       /* (max_logits) */
+    int32_t *tokens;            /* (max_logits) */
     bool on_gpu;
 };
 
@@ -314,7 +315,8 @@ struct adapter *adapter_open(const struct model *m, const struct adapter_options
     a->page_table = mem_alloc((size_t)a->max_seqs * (size_t)a->page_stride, sizeof *a->page_table);
     a->layers = mem_alloc((size_t)m->n_layer, sizeof *a->layers);
     a->logits = mem_alloc((size_t)a->cfg.max_logits, sizeof *a->logits);
-    if (a->page_table == NULL || a->layers == NULL || a->logits == NULL) {
+    a->tokens = mem_alloc((size_t)a->cfg.max_logits, sizeof *a->tokens);
+    if (a->page_table == NULL || a->layers == NULL || a->logits == NULL || a->tokens == NULL) {
         err_set(err, ERR_DEVICE, "no memory for the adapter");
         goto fail;
     }
@@ -338,6 +340,7 @@ void adapter_close(struct adapter *a)
     free(a->page_table);
     free(a->layers);
     free(a->logits);
+    free(a->tokens);
     free(a);
 }
 
@@ -464,8 +467,19 @@ static bool run_layer(struct kern *k, const struct layer *l, const atomic_bool *
     return true;
 }
 
+bool adapter_draws(const struct adapter *a)
+{
+    return a != NULL && a->kern->dev->token != NULL;
+}
+
 bool adapter_step(struct adapter *a, const struct row *rows, int n_rows, struct step_out *out, const atomic_bool *stop,
                   struct err *err)
+{
+    return adapter_step_draw(a, rows, n_rows, NULL, out, stop, err);
+}
+
+bool adapter_step_draw(struct adapter *a, const struct row *rows, int n_rows, const struct draw *draws, struct step_out *out,
+                       const atomic_bool *stop, struct err *err)
 {
     int n_logits;
     if (a == NULL)
@@ -473,7 +487,7 @@ bool adapter_step(struct adapter *a, const struct row *rows, int n_rows, struct 
     if (!check_rows(a, rows, n_rows, &n_logits, err))
         return false;
     struct kern *k = a->kern;
-    struct step step = {rows, n_rows, a->page_table, a->page_stride};
+    struct step step = {rows, n_rows, a->page_table, a->page_stride, adapter_draws(a) ? draws : NULL};
     k->dev->step_begin(k, &step);
     k->dev->embed(k, &a->embed);
     bool stopped = false;
@@ -485,9 +499,11 @@ bool adapter_step(struct adapter *a, const struct row *rows, int n_rows, struct 
         return false;
     if (stopped)
         return err_set(err, ERR_CANCELLED, "step stopped");
-    for (int i = 0; i < n_logits; i++)
-        a->logits[i] = k->dev->logits(k, i);
-    *out = (struct step_out){n_logits, a->logits};
+    for (int i = 0; i < n_logits; i++) {
+        a->tokens[i] = adapter_draws(a) ? k->dev->token(k, i) : -1;
+        a->logits[i] = a->tokens[i] < 0 ? k->dev->logits(k, i) : NULL;
+    }
+    *out = (struct step_out){n_logits, a->logits, a->tokens};
     return true;
 }
 

@@ -68,7 +68,8 @@ int32_t *adapter_pages(struct adapter *a, int seq);
 /* Results of a step: logits of the rows that wanted them, in row order, valid until the next step. */
 struct step_out {
     int n_logits;
-    const float **logits;       /* n_logits pointers to n_vocab floats; owned by the adapter */
+    const float **logits;       /* n_logits pointers to n_vocab floats (NULL: a token was drawn); owned by the adapter */
+    const int32_t *tokens;      /* (n_logits): drawn by the device; -1 = none, draw from the logits */
 };
 
 /* Computes rows (1..max_rows; see struct row). When *stop becomes true the step is abandoned at the next phase boundary:
@@ -76,6 +77,12 @@ struct step_out {
  * break the rules (a bug of the caller), ERR_CUDA. */
 bool adapter_step(struct adapter *a, const struct row *rows, int n_rows, struct step_out *out, const atomic_bool *stop,
                   struct err *err);
+
+/* The same, with a draw for each row that wants logits: whose `here` is set get a token instead, if the device can draw
+ * (adapter_draws); draws may be NULL. */
+bool adapter_step_draw(struct adapter *a, const struct row *rows, int n_rows, const struct draw *draws, struct step_out *out,
+                       const atomic_bool *stop, struct err *err);
+bool adapter_draws(const struct adapter *a);
 
 /* Over adapter_step, for tools and tests; sequence seq's pages are assigned here (seq * pages per sequence onwards). */
 bool adapter_prefill(struct adapter *a, int seq, int pos, const int32_t *tokens, int n, const float **last_logits,

@@ -25,6 +25,8 @@ struct engine {
     struct engine_options o;
     struct adapter *adapter; /* the engine thread's; its facts are constant */
     struct sampler *sampler; /* the engine thread's */
+    struct draw *draws;      /* (max_logits), of a step; NULL: the device does not draw */
+    struct draw_edit *edits; /* (max_logits, DRAW_MAX_EDITS) */
     pthread_t thread, watch_thread;
     bool has_thread, has_watch;
     struct counters n;
@@ -170,12 +172,9 @@ static bool put_token(struct engine *e, struct gen *g, int32_t token, const floa
     return gen_put_token(g, piece, top);
 }
 
-/* Draws the next token. False: it ended the gen, or found it ended. */
-static bool sample(struct engine *e, struct gen *g, const float *logits)
+static struct sample_in sample_of(const struct gen *g, const float *logits)
 {
-    if (gen_ended(g))
-        return false;
-    struct sample_in in = {
+    return (struct sample_in){
         .logits = logits,
         .params = &g->sample,
         .history = g->history,
@@ -185,7 +184,32 @@ static bool sample(struct engine *e, struct gen *g, const float *logits)
         .banned = g->stop_tokens,
         .n_banned = gen_n_out(g) < g->min_tokens ? g->n_stop_tokens : 0,
     };
-    int32_t token = sampler_draw(e->sampler, &in);
+}
+
+/* The draws that the device can do: all but those that need the logits here, too (for log-probabilities), or that of the
+ * token before (drafts). */
+static const struct draw *defer_draws(struct engine *e)
+{
+    int n = 0;
+    for (int i = 0; e->draws != NULL && i < e->s.step.n_members; i++) {
+        const struct member *m = &e->s.step.members[i];
+        for (int j = 0; m->sample && j <= m->n_draft; j++, n++) {
+            struct sample_in in = sample_of(m->gen, NULL);
+            e->draws[n].here = false;
+            if (m->n_draft == 0 && m->gen->n_logprobs < 0)
+                sampler_defer(e->sampler, &in, &e->draws[n], e->edits + (size_t)n * DRAW_MAX_EDITS);
+        }
+    }
+    return e->draws;
+}
+
+/* Draws the next token, unless the device did (drawn >= 0). False: it ended the gen, or found it ended. */
+static bool sample(struct engine *e, struct gen *g, const float *logits, int32_t drawn)
+{
+    if (gen_ended(g))
+        return false;
+    struct sample_in in = sample_of(g, logits);
+    int32_t token = drawn >= 0 ? drawn : sampler_draw(e->sampler, &in);
     if (is_stop_token(g, token)) {
         gen_put_end(g, STOP_TOKEN);
         return false;
@@ -205,13 +229,14 @@ static bool sample(struct engine *e, struct gen *g, const float *logits)
 
 /* Draws a token from each row that stands on what was really drawn before. The rest was computed in
  * vain: n_computed does not count it, and whoever comes to its positions writes over it. */
-static void sample_member(struct engine *e, const struct member *m, const float *const *logits)
+static void sample_member(struct engine *e, const struct member *m, const float *const *logits,
+                          const int32_t *drawn)
 {
     struct gen *g = m->gen;
     int i = 0, n = g->n_history;
     if (gen_ended(g))
         return;
-    while (sample(e, g, logits[i])) {
+    while (sample(e, g, logits[i], drawn[i])) {
         bool right = draft_check(&g->draft, g->history, n + i, g->history[n + i]);
         if (!right || i == m->n_draft)
             break;
@@ -233,21 +258,21 @@ static void run_step(struct engine *e)
     struct step_out out;
     struct err err = {0};
     uint64_t start = clock_ns();
-    if (!adapter_step(e->adapter, st->rows, st->n_rows, &out, stop, &err)) {
+    if (!adapter_step_draw(e->adapter, st->rows, st->n_rows, defer_draws(e), &out, stop, &err)) {
         if (err.code != ERR_CANCELLED)
             engine_fail(e, &err);
         return;
     }
     if (st->n_decode == st->n_rows)
         speculate_measure(&e->s.spec, st->n_rows, clock_ms_since(start) / 1e3);
-    const float *const *logits = out.logits;
+    int n_drawn = 0;
     for (int i = 0; i < st->n_members; i++) {
         const struct member *m = &st->members[i];
         m->gen->n_computed += m->n;
         if (!m->sample)
             continue;
-        sample_member(e, m, logits);
-        logits += 1 + m->n_draft;
+        sample_member(e, m, out.logits + n_drawn, out.tokens + n_drawn);
+        n_drawn += 1 + m->n_draft;
     }
     sched_measure(&e->s, clock_ms_since(start) / 1e3);
     atomic_fetch_add_explicit(&e->n.steps, 1, memory_order_relaxed);
@@ -370,10 +395,22 @@ static void destroy(struct engine *e)
     stop_threads(e);
     sched_free(&e->s);
     sampler_free(e->sampler);
+    free(e->draws);
+    free(e->edits);
     pthread_cond_destroy(&e->work);
     pthread_cond_destroy(&e->watch);
     pthread_mutex_destroy(&e->mu);
     free(e);
+}
+
+static bool make_draws(struct engine *e)
+{
+    size_t n = (size_t)adapter_max_logits(e->adapter);
+    if (!adapter_draws(e->adapter))
+        return true;
+    e->draws = mem_alloc(n, sizeof *e->draws);
+    e->edits = mem_alloc(n * DRAW_MAX_EDITS, sizeof *e->edits);
+    return e->draws != NULL && e->edits != NULL;
 }
 
 struct engine *engine_open(struct adapter *a, const struct engine_options *o, struct err *err)
@@ -396,7 +433,7 @@ struct engine *engine_open(struct adapter *a, const struct engine_options *o, st
         goto fail;
     e->s.spec.mode = o->speculate;
     e->sampler = sampler_new(adapter_vocab_size(a));
-    if (e->sampler == NULL) {
+    if (e->sampler == NULL || !make_draws(e)) {
         err_set(err, ERR_OOM, "no memory for the sampler of %d tokens", adapter_vocab_size(a));
         goto fail;
     }

@@ -262,15 +262,17 @@ static bool in_vocab(const struct sampler *s, int32_t token)
     return token >= 0 && token < s->n_vocab;
 }
 
-static void apply_penalties(struct sampler *s, const struct sample_in *in)
+static bool has_penalties(const struct sample_params *p)
 {
-    const struct sample_params *p = in->params;
-    if (p->repetition_penalty == 1 && p->frequency_penalty == 0 && p->presence_penalty == 0)
-        return;
-    s->edited = true;
+    return p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0;
+}
+
+/* The history's tokens into live, each once; count: bit 0 = seen, the rest = times in the output.
+ */
+static int count_history(struct sampler *s, const struct sample_in *in)
+{
     int n_seen = 0;
-    for (int i = 0; i < in->n_history;
-         i++) { /* count: bit 0 = seen, the rest = times in the output */
+    for (int i = 0; i < in->n_history; i++) {
         int32_t t = in->history[i];
         if (!in_vocab(s, t))
             continue;
@@ -278,14 +280,27 @@ static void apply_penalties(struct sampler *s, const struct sample_in *in)
             s->live[n_seen++] = t;
         s->count[t] = (s->count[t] | 1) + (i >= in->n_prompt ? 2 : 0);
     }
+    return n_seen;
+}
+
+static float output_penalty(const struct sample_params *p, uint32_t count)
+{
+    uint32_t times = count >> 1;
+    return times > 0 ? (float)times * p->frequency_penalty + p->presence_penalty : 0;
+}
+
+static void apply_penalties(struct sampler *s, const struct sample_in *in)
+{
+    const struct sample_params *p = in->params;
+    if (!has_penalties(p))
+        return;
+    s->edited = true;
+    int n_seen = count_history(s, in);
     for (int j = 0; j < n_seen; j++) {
         int32_t t = s->live[j];
         float v = s->v[t];
         v = v > 0 ? v / p->repetition_penalty : v * p->repetition_penalty;
-        uint32_t times = s->count[t] >> 1;
-        if (times > 0)
-            v -= (float)times * p->frequency_penalty + p->presence_penalty;
-        s->v[t] = weigh_clean(v);
+        s->v[t] = weigh_clean(v - output_penalty(p, s->count[t]));
         s->count[t] = 0;
     }
 }
@@ -333,12 +348,16 @@ static void apply_top_k(struct sampler *s, const struct sample_params *p)
         keep_top(s, p->top_k);
 }
 
+static uint64_t top_p_share(const struct sample_params *p)
+{
+    return p->top_p >= 1 ? DRAW_WHOLE : (uint64_t)((double)p->top_p * 0x1p32);
+}
+
 static void apply_top_p(struct sampler *s, const struct sample_params *p)
 {
     if (p->top_p >= 1)
         return;
-    uint64_t total = weigh(s, p->temperature);
-    uint64_t share = (uint64_t)((double)p->top_p * 0x1p32);
+    uint64_t total = weigh(s, p->temperature), share = top_p_share(p);
     uint64_t need = (uint64_t)(((unsigned __int128)total * share + UINT32_MAX) >> 32);
     need = need < 1 ? 1 : need;
     float low = s->max; /* whole vocabulary: widen the range of values until it holds the prefix */
@@ -441,6 +460,44 @@ int32_t sampler_draw(struct sampler *s, const struct sample_in *in)
     apply_top_k(s, p);
     apply_top_p(s, p);
     return draw(s, in, min_p_floor(p));
+}
+
+/* ---- the draw of a device ---- */
+
+bool sampler_defer(struct sampler *s, const struct sample_in *in, struct draw *d,
+                   struct draw_edit *edits)
+{
+    const struct sample_params *p = in->params;
+    *d = (struct draw){
+        .temperature = p->temperature,
+        .repetition = p->repetition_penalty,
+        .top_k = p->top_k,
+        .share = top_p_share(p),
+        .floor = min_p_floor(p),
+        .random = random_bits(p->seed, in->position),
+        .edits = edits,
+    };
+    if (in->mask != NULL || p->n_bias + in->n_banned > DRAW_MAX_EDITS)
+        return false;
+    int n_seen = has_penalties(p) ? count_history(s, in) : 0, n = 0;
+    bool fits = n_seen + p->n_bias + in->n_banned <= DRAW_MAX_EDITS;
+    for (int j = 0; j < n_seen; j++) {
+        int32_t t = s->live[j];
+        if (fits)
+            edits[n++] = (struct draw_edit){t, output_penalty(p, s->count[t])};
+        s->count[t] = 0;
+    }
+    d->n_seen = n;
+    for (int i = 0; fits && i < p->n_bias; i++)
+        if (in_vocab(s, p->bias[i].token))
+            edits[n++] = (struct draw_edit){p->bias[i].token, p->bias[i].bias};
+    d->n_bias = n - d->n_seen;
+    for (int i = 0; fits && i < in->n_banned; i++)
+        if (in_vocab(s, in->banned[i]))
+            edits[n++] = (struct draw_edit){in->banned[i], 0};
+    d->n_ban = n - d->n_seen - d->n_bias;
+    d->here = fits;
+    return fits;
 }
 
 /* ---- log-probabilities ---- */

@@ -15,6 +15,8 @@
 #ifndef ENGINE_SAMPLER_H
 #define ENGINE_SAMPLER_H
 
+#include "kernels/kern.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -56,6 +58,10 @@ struct sample_in {
 /* Always an id of the vocabulary: when no logit is left, the lowest id that is neither masked nor banned (0 if all are).
  * Ids outside the vocabulary in history, bias and banned are ignored. */
 int32_t sampler_draw(struct sampler *s, const struct sample_in *in);
+
+/* The same draw for a device that draws itself; in->logits is not read. edits has room for DRAW_MAX_EDITS and must outlive d.
+ * False (and d->here): it must be drawn here, because of a mask or too many edits. */
+bool sampler_defer(struct sampler *s, const struct sample_in *in, struct draw *d, struct draw_edit *edits);
 
 /* Log-probabilities of the raw model distribution (before any stage): of `token`, and the k best with their ids, best
  * first, the lower id first among equals. Never below -9999 (JSON knows no infinity). */

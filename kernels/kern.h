@@ -117,11 +117,31 @@ struct row {
     bool want_logits;
 };
 
+/* How the token that follows a row is drawn, on a device that does it (kern_device.token): a draw of engine/sampler.h, whose
+ * stages these are, with everything that the logits do not decide done already. */
+struct draw_edit {
+    int32_t token;              /* of the vocabulary */
+    float x;                    /* what is subtracted after the repetition penalty; what is added; nothing */
+};
+#define DRAW_WHOLE ((uint64_t)1 << 32)
+enum { DRAW_MAX_EDITS = 4096 };
+struct draw {
+    bool here;                  /* false: the row's logits are wanted, not a token */
+    float temperature, repetition;
+    int top_k;                  /* 0 = off */
+    uint64_t share;             /* top-p in units of 2^-32; DRAW_WHOLE = off */
+    int64_t floor;              /* min-p in units of 2^-40 */
+    uint64_t random;            /* the position's 64 random bits */
+    const struct draw_edit *edits; /* tokens seen (each once), then biases, then bans; DRAW_MAX_EDITS at most */
+    int n_seen, n_bias, n_ban;
+};
+
 struct step {
     const struct row *rows;
     int n_rows;
     const int32_t *page_table;  /* page of (seq, pos): page_table[seq * page_stride + pos / NUM_TILE] */
     int page_stride;
+    const struct draw *draws;   /* one for each row that wants logits; NULL: all want logits, or the device cannot draw */
 };
 
 /* What /health says of a card. */
@@ -172,6 +192,8 @@ struct kern_device {
 
     /* After step_end: the (n_vocab) logits of the i-th row that wanted them, in host memory, until the next step. */
     const float *(*logits)(struct kern *k, int i);
+    /* After step_end: the token drawn for it; -1 = none was, there are logits. NULL: the device does not draw. */
+    int32_t (*token)(struct kern *k, int i);
 
     /* Facts for /health and the logs. */
     void (*describe)(const struct kern *k, char *out, size_t size);    /* "avx2, 2 threads" */

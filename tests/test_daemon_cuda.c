@@ -60,13 +60,17 @@ static void stop(void)
     proc_free(&p);
 }
 
-/* The text of a short greedy answer. */
-static void generate(char *out, size_t size)
+/* The tokens of short answers: greedy, and drawn on the card through every stage. */
+static void generate(char *out, size_t size, bool greedy)
 {
+    char body[512];
+    snprintf(body, sizeof body,
+             "{\"job_id\":\"a\",\"prompt\":\"hello world\",\"max_tokens\":12,\"stream\":false,\"ignore_eos\":true,%s}",
+             greedy ? "\"temperature\":0"
+                    : "\"temperature\":1.3,\"top_k\":90,\"top_p\":0.95,\"min_p\":0.001,\"seed\":7,\"repetition_penalty\":1.1,"
+                      "\"presence_penalty\":0.2");
     buf_reset(&answer);
-    int status = http_request(p.port, "POST", "/execute",
-                              "{\"job_id\":\"a\",\"prompt\":\"hello world\",\"max_tokens\":12,\"temperature\":0,\"stream\":false,"
-                              "\"ignore_eos\":true}", &answer);
+    int status = http_request(p.port, "POST", "/execute", body, &answer);
     ck_assert_msg(status == 200, "%s", answer.data);
     const char *tokens = strstr(answer.data, "\"tokens\":[");
     ck_assert_msg(tokens != NULL, "%s", answer.data);
@@ -75,10 +79,12 @@ static void generate(char *out, size_t size)
 
 START_TEST(facts_and_the_bytes_of_the_cpu)
 {
-    char want[512], got[512];
+    char want[2][512], got[512];
     start("cpu", "capability=90");
     proc_ready(&p);
-    generate(want, sizeof want);
+    generate(want[0], sizeof want[0], true);
+    generate(want[1], sizeof want[1], false);
+    ck_assert_str_ne(want[0], want[1]);
     json_t *j = health();
     ck_assert_str_eq(text_of(j, "device"), "cpu");
     ck_assert(json_is_null(json_object_get(j, "cuda_runtime_version")));
@@ -87,8 +93,10 @@ START_TEST(facts_and_the_bytes_of_the_cpu)
     stop();
     start("auto", "capability=90,memory=2147483648");
     proc_ready(&p);
-    generate(got, sizeof got);
-    ck_assert_str_eq(got, want);
+    for (int i = 0; i < 2; i++) {
+        generate(got, sizeof got, i == 0);
+        ck_assert_str_eq(got, want[i]);
+    }
     j = health();
     ck_assert_str_eq(text_of(j, "device"), "cuda:0");
     ck_assert_str_eq(text_of(j, "memory_architecture"), "vram-only");

@@ -221,7 +221,7 @@ static void net_close(struct net *n)
 
 static void net_step(struct net *n, const struct row *rows, int n_rows)
 {
-    const struct step step = {rows, n_rows, n->pages, PAGE_STRIDE};
+    const struct step step = {.rows = rows, .n_rows = n_rows, .page_table = n->pages, .page_stride = PAGE_STRIDE};
     struct err err = {0};
     n->dev->step_begin(n->kern, &step);
     n->dev->embed(n->kern, &n->embed);

@@ -111,6 +111,7 @@ static bool take_host_side(struct cuda *k, struct err *err)
     cudaError_t e = cudaStreamCreateWithFlags(&k->stream, cudaStreamNonBlocking);
     e = e == cudaSuccess ? cudaMallocHost((void **)&k->step_host, k->step_bytes) : e;
     e = e == cudaSuccess ? cudaMallocHost((void **)&k->host_logits, logits) : e;
+    e = e == cudaSuccess ? cudaMallocHost((void **)&k->host_token, (size_t)k->cfg.max_logits * sizeof *k->host_token) : e;
     return e == cudaSuccess || err_set(err, ERR_DEVICE, "device cuda:%d (%s): pinned host memory: %s", k->cfg.device_index,
                                        k->name, cudaGetErrorString(e));
 }
@@ -127,6 +128,7 @@ static void close_cuda(struct kern *kern)
     cuda_graph_close(k);
     (void)cudaFreeHost(k->step_host);
     (void)cudaFreeHost(k->host_logits);
+    (void)cudaFreeHost(k->host_token);
     (void)cudaFree(k->slab);
     if (k->stream != NULL)
         (void)cudaStreamDestroy(k->stream);
@@ -156,13 +158,32 @@ static struct kern *open_cuda(const struct kern_config *c, struct err *err)
 
 /* ---- the end of a step, facts ---- */
 
+static bool drawn_here(const struct cuda *k, int i)
+{
+    return k->draws && k->host.draw[i].here;
+}
+
+/* Copies the logits that the host draws from, neighbours together. */
+static void fetch_logits(struct cuda *k)
+{
+    size_t row = (size_t)k->cfg.n_vocab;
+    for (int i = 0, end; i < k->n_logits; i = end) {
+        for (end = i; end < k->n_logits && !drawn_here(k, end); end++)
+            ;
+        if (end > i)
+            (void)cudaMemcpyAsync(k->host_logits + (size_t)i * row, k->logits + (size_t)i * row,
+                                  (size_t)(end - i) * row * sizeof(float), cudaMemcpyDeviceToHost, k->stream);
+        end += end == i;
+    }
+}
+
 static bool step_end(struct kern *kern, struct err *err)
 {
     struct cuda *k = (struct cuda *)kern;
-    size_t bytes = (size_t)k->n_logits * (size_t)k->cfg.n_vocab * sizeof(float);
     cuda_graph_end(k);
-    if (bytes > 0)
-        (void)cudaMemcpyAsync(k->host_logits, k->logits, bytes, cudaMemcpyDeviceToHost, k->stream);
+    fetch_logits(k);
+    if (k->draws)
+        (void)cudaMemcpyAsync(k->host_token, k->token, (size_t)k->n_logits * sizeof *k->token, cudaMemcpyDeviceToHost, k->stream);
     CU_NOTE(k, "logits");
     cudaError_t e = cudaStreamSynchronize(k->stream);
     CU_NOTE(k, "step");
@@ -178,6 +199,12 @@ static const float *logits(struct kern *kern, int i)
 {
     struct cuda *k = (struct cuda *)kern;
     return k->host_logits + (size_t)i * (size_t)k->cfg.n_vocab;
+}
+
+static int32_t token(struct kern *kern, int i)
+{
+    struct cuda *k = (struct cuda *)kern;
+    return drawn_here(k, i) ? k->host_token[i] : -1;
 }
 
 static void describe(const struct kern *kern, char *out, size_t size)
@@ -237,6 +264,7 @@ static const struct kern_device device = {
     .head = cuda_head,
     .step_end = step_end,
     .logits = logits,
+    .token = token,
     .describe = describe,
     .facts = facts,
 };

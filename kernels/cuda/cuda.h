@@ -53,6 +53,7 @@ struct dev_step {
     int32_t *logit_row;     /* (max_logits): rows that want logits */
     float *cos, *sin;       /* (n_rows, n_rope, head_dim / 2) */
     int32_t *pages;         /* page tables of the step's sequences */
+    struct draw *draw;      /* (n_logits); what they point to lies behind the pages */
 };
 
 /* KV cache: bytes of [page][layer][k, v][n_kv_head] blocks of NUM_TILE positions. Inside a block, K lies as
@@ -69,6 +70,7 @@ enum { SPLIT_SLOTS = 512, MAX_GRAPHS = 32 };
 /* A class of steps, and its graph once it was captured (graph.c). */
 struct graph_slot {
     int n_rows, n_logits, splits;
+    bool draws;
     bool seen;              /* ran once, plainly */
     cudaGraphExec_t exec;
 };
@@ -107,11 +109,13 @@ struct cuda {
     int n_part;             /* slots of it */
     float *logits;          /* (max_logits, n_vocab) */
     float *host_logits;     /* the same, pinned */
+    int32_t *token, *host_token;    /* (max_logits): tokens drawn; the same, pinned */
 
     uint8_t *step_dev, *step_host;  /* the two copies of dev_step's arrays */
     size_t step_bytes;
     struct dev_step step, host;
     int n_rows, n_logits;
+    bool draws;             /* some row's token is drawn here */
     int splits;             /* of the longest context, rounded up to a power of two */
 
     struct graph_slot graph[MAX_GRAPHS];
@@ -188,6 +192,10 @@ void launch_heads(struct cuda *k, const struct attn_in_params *p, int layer);
 void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out);
 void launch_choose(struct cuda *k);
 void launch_blend(struct cuda *k);
+
+/* draw.cu: tokens from logits, where the step's draws say so. */
+void launch_draw(struct cuda *k);
+bool draw_usable(int n_vocab);
 
 /* attn.cu */
 void launch_attn(struct cuda *k, const struct attn_params *p, int layer, const struct act *out);

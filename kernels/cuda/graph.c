@@ -1,6 +1,6 @@
 /* Steps of few rows as CUDA graphs: launching one graph costs about as much as launching one kernel, and a step has ten
- * kernels a layer. Launches depend on the step only by its rows, its logits and the splits its longest context has
- * (rounded up to a power of two); all else is read from device memory. The first step of such a class runs plainly (which
+ * kernels a layer. Launches depend on the step only by its rows, its logits, whether tokens are drawn, and the splits its
+ * longest context has (rounded up to a power of two); all else is read from device memory. The first step of such a class runs plainly (which
  * loads its kernels), the second is captured, later ones replay it. */
 #include "kernels/cuda/cuda.h"
 
@@ -11,14 +11,14 @@ static struct graph_slot *slot_of(struct cuda *k)
 {
     for (int i = 0; i < MAX_GRAPHS; i++) {
         struct graph_slot *s = &k->graph[i];
-        if (s->n_rows == k->n_rows && s->n_logits == k->n_logits && s->splits == k->splits)
+        if (s->n_rows == k->n_rows && s->n_logits == k->n_logits && s->splits == k->splits && s->draws == k->draws)
             return s;
     }
     struct graph_slot *s = &k->graph[k->next_graph];
     k->next_graph = (k->next_graph + 1) % MAX_GRAPHS;
     if (s->exec != NULL)
         (void)cudaGraphExecDestroy(s->exec);
-    *s = (struct graph_slot){.n_rows = k->n_rows, .n_logits = k->n_logits, .splits = k->splits};
+    *s = (struct graph_slot){.n_rows = k->n_rows, .n_logits = k->n_logits, .splits = k->splits, .draws = k->draws};
     return s;
 }
 

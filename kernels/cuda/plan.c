@@ -45,7 +45,8 @@ static struct act carve_act(uint8_t *base, size_t *at, size_t rows, int width)
 static size_t step_bytes(const struct kern_config *c)
 {
     size_t rows = (size_t)c->max_rows, angles = rows * (size_t)c->n_rope * (size_t)(c->head_dim / 2);
-    return 6 * ALIGN + (3 * rows + (size_t)c->max_logits + 2 * angles + rows * (size_t)c->n_pages) * 4;
+    size_t draws = (size_t)c->max_logits * (sizeof(struct draw) + DRAW_MAX_EDITS * sizeof(struct draw_edit));
+    return 6 * ALIGN + (3 * rows + (size_t)c->max_logits + 2 * angles + rows * (size_t)c->n_pages) * 4 + draws;
 }
 
 static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *base, size_t *at)
@@ -71,6 +72,7 @@ static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *bas
     k->expert = carve(base, at, moe ? slots : 0, 4);
     k->expert_w = carve(base, at, moe ? slots : 0, 4);
     k->logits = carve(base, at, (size_t)c->max_logits * (size_t)c->n_vocab, 4);
+    k->token = carve(base, at, (size_t)c->max_logits, sizeof *k->token);
     k->step_bytes = step_bytes(c);
     k->step_dev = carve(base, at, k->step_bytes, 1);
 }

@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda.h"
 
 #include <assert.h>
+#include <string.h>
 
 enum { FEW_COLUMNS = 8 };
 
@@ -11,8 +12,8 @@ enum { FEW_COLUMNS = 8 };
 static struct dev_step lay_out(const struct cuda *k, uint8_t *base, size_t *bytes)
 {
     size_t n = (size_t)k->n_rows, angles = n * (size_t)k->cfg.n_rope * (size_t)(k->cfg.head_dim / 2);
-    int32_t *at = (int32_t *)(void *)base;
-    struct dev_step s = {.pos = at, .token = at + n, .page_at = at + 2 * n, .logit_row = at + 3 * n};
+    int32_t *at = (int32_t *)(void *)(base + (size_t)k->n_logits * sizeof(struct draw));
+    struct dev_step s = {.draw = (struct draw *)(void *)base, .pos = at, .token = at + n, .page_at = at + 2 * n, .logit_row = at + 3 * n};
     s.cos = (float *)(void *)(s.logit_row + k->n_logits);
     s.sin = s.cos + angles;
     s.pages = (int32_t *)(void *)(s.sin + angles);
@@ -54,6 +55,22 @@ static int fill_pages(struct cuda *k, const struct step *s)
     return n;
 }
 
+/* The draws and, behind `bytes`, their edits; returns where these end. */
+static size_t fill_draws(struct cuda *k, const struct draw *draws, size_t bytes)
+{
+    size_t at = (bytes + sizeof(struct draw_edit) - 1) / sizeof(struct draw_edit) * sizeof(struct draw_edit);
+    for (int i = 0; i < k->n_logits; i++) {
+        struct draw *d = &k->host.draw[i];
+        *d = draws[i];
+        size_t n = d->here ? (size_t)(d->n_seen + d->n_bias + d->n_ban) * sizeof *d->edits : 0;
+        if (n > 0)
+            memcpy(k->step_host + at, d->edits, n);
+        d->edits = (const struct draw_edit *)(const void *)(k->step_dev + at);
+        at += n;
+    }
+    return at;
+}
+
 void cuda_step_begin(struct kern *kern, const struct step *s)
 {
     struct cuda *k = (struct cuda *)kern;
@@ -61,9 +78,12 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
     (void)cudaSetDevice(k->cfg.device_index); /* the current device is the thread's; open may have run in another */
     k->n_rows = s->n_rows;
     k->n_logits = 0;
+    k->draws = false;
     k->splits = 1;
     for (int i = 0; i < s->n_rows; i++)
         k->n_logits += s->rows[i].want_logits;
+    for (int i = 0; s->draws != NULL && draw_usable(k->cfg.n_vocab) && i < k->n_logits; i++)
+        k->draws = k->draws || s->draws[i].here;
     k->host = lay_out(k, k->step_host, &bytes);
     k->step = lay_out(k, k->step_dev, &bytes);
     for (int i = 0, n = 0; i < s->n_rows; i++) {
@@ -74,6 +94,7 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
     }
     fill_angles(k, s);
     bytes += (size_t)fill_pages(k, s) * sizeof(int32_t);
+    bytes = k->draws ? fill_draws(k, s->draws, bytes) : bytes;
     assert(bytes <= k->step_bytes);
     (void)cudaMemcpyAsync(k->step_dev, k->step_host, bytes, cudaMemcpyHostToDevice, k->stream);
     CU_NOTE(k, "rows");
@@ -243,4 +264,6 @@ void cuda_head(struct kern *kern, const struct head_params *p)
     const struct output out[] = {{&p->out, NULL, k->logits}};
     norm(k, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits, read_by(k, k->xn, out, 1));
     product(k, out, 1, &k->xn, 1, NULL, k->n_logits);
+    if (k->draws)
+        launch_draw(k);
 }

@@ -114,6 +114,44 @@ template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, EMU_LINE)
     return emu_shuffle(mask, x, emu_lane() ^ bits, line);
 }
 
+template <class T> T __shfl_up_sync(unsigned mask, T x, int by, EMU_LINE)
+{
+    int from = emu_lane() - by;
+    return emu_shuffle(mask, x, from >= 0 ? from : emu_lane(), line);
+}
+
+static inline unsigned __ballot_sync(unsigned mask, bool x, EMU_LINE)
+{
+    emu_check_mask(mask, line);
+    const emu_slot *all = emu_exchange(&x, sizeof x, line);
+    unsigned bits = 0;
+    for (int i = 0; i < EMU_WARP; i++)
+        bits |= (unsigned)(all[i][0] != 0) << i;
+    return bits;
+}
+
+template <class T> T atomicAdd(T *to, T x)
+{
+    T was = *to;
+    *to = was + x;
+    return was;
+}
+
+static inline int __ffs(int x)
+{
+    return __builtin_ffs(x);
+}
+
+static inline int __clz(int x)
+{
+    return x == 0 ? 32 : __builtin_clz((unsigned)x);
+}
+
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
+{
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
+
 template <class T> T __shfl_down_sync(unsigned mask, T x, int by, EMU_LINE)
 {
     int from = emu_lane() + by;
