@@ -1,6 +1,6 @@
 /* Speed of the packed products on one thread. For each format and instruction set: validated
  * against the scalar table first, then GB/s of packed weights with one row, in L2 and from memory,
- * with 4 rows from memory, and GMAC/s with 2 to 256 rows. Best of several repeats: test machines
+ * with 4 and 8 rows from memory, and GMAC/s with 2 to 256 rows. Best of several repeats: test machines
  * are noisy. Usage: bench-product [format [isa]] */
 #include "kernels/cpu/product.h"
 #include "base/mem.h"
@@ -78,11 +78,12 @@ static void run(struct bench *b, const struct product_isa *isa)
         return;
     }
     double small = seconds(b, isa, b->n_small, 1, 400), big = seconds(b, isa, b->n_big, 1, 3);
-    double big4 = seconds(b, isa, b->n_big, 4, 3);
-    printf("%-7s %-10s %6.1f %6.1f %6.1f |", qtype_name(b->type), isa->name,
+    double big4 = seconds(b, isa, b->n_big, 4, 3), big8 = seconds(b, isa, b->n_big, 8, 3);
+    printf("%-7s %-10s %6.1f %6.1f %6.1f %6.1f |", qtype_name(b->type), isa->name,
            (double)group_bytes * b->n_small / small * 1e-9,
            (double)group_bytes * b->n_big / big * 1e-9,
-           (double)group_bytes * b->n_big / big4 * 1e-9);
+           (double)group_bytes * b->n_big / big4 * 1e-9,
+           (double)group_bytes * b->n_big / big8 * 1e-9);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         double t = seconds(b, isa, b->n_small, rows[i], 4000 / (rows[i] * 4) + 3);
         printf(" %6.1f", (double)b->n_small * PACK_ROWS * COLS * rows[i] / t * 1e-9);
@@ -103,7 +104,7 @@ int main(int argc, char **argv)
     if (!b.groups || !b.acts || !b.out || !x)
         return 1;
     fill(b.groups, MEMORY_BYTES);
-    printf("format  isa         GB/s in L2, memory, memory at 4 rows | GMAC/s at 2, 4, 8, 16, 64, "
+    printf("format  isa         GB/s in L2, memory, memory at 4, 8 rows | GMAC/s at 2, 4, 8, 16, 64, "
            "256 rows (%d "
            "columns)\n",
            COLS);

@@ -14,7 +14,7 @@
 
 #if PRODUCT_BITS == 256
 
-enum { V_GROUPS = 1 };
+enum { V_GROUPS = 1, V_BYTES = 32 };
 typedef __m256i vi;
 typedef __m256 vf;
 #define V(name) _mm256_##name
@@ -59,6 +59,16 @@ INLINE vf v_as_float(vi a)
     return _mm256_castsi256_ps(a);
 }
 
+INLINE vi v_as_int(vf a)
+{
+    return _mm256_castps_si256(a);
+}
+
+INLINE vf v_fetch(const float *out, int n_groups)
+{
+    return n_groups > 0 ? _mm256_loadu_ps(out) : _mm256_setzero_ps();
+}
+
 INLINE void v_store(float *out, vf x, int n_groups)
 {
     if (n_groups > 0)
@@ -67,7 +77,7 @@ INLINE void v_store(float *out, vf x, int n_groups)
 
 #else
 
-enum { V_GROUPS = 2 };
+enum { V_GROUPS = 2, V_BYTES = 64 };
 typedef __m512i vi;
 typedef __m512 vf;
 #define V(name) _mm512_##name
@@ -111,6 +121,19 @@ INLINE vf v_as_float(vi a)
     return _mm512_castsi512_ps(a);
 }
 
+INLINE vi v_as_int(vf a)
+{
+    return _mm512_castps_si512(a);
+}
+
+/* What v_store left there. */
+INLINE vf v_fetch(const float *out, int n_groups)
+{
+    return n_groups > 1    ? _mm512_loadu_ps(out)
+           : n_groups == 1 ? _mm512_castps256_ps512(_mm256_loadu_ps(out))
+                           : _mm512_setzero_ps();
+}
+
 INLINE void v_store(float *out, vf x, int n_groups)
 {
     if (n_groups > 1)
@@ -120,6 +143,17 @@ INLINE void v_store(float *out, vf x, int n_groups)
 }
 
 #endif
+
+/* A whole vector in aligned memory of our own. */
+INLINE vi v_get(const uint8_t *p)
+{
+    return *(const vi *)p;
+}
+
+INLINE void v_put(uint8_t *p, vi a)
+{
+    *(vi *)p = a;
+}
 
 /* One value per output: halves, unsigned and signed bytes, bfloat16. */
 INLINE vf v_load_f16(const uint8_t *p, size_t next)

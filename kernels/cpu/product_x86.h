@@ -23,7 +23,9 @@ enum {
     MAX_NV = 4,
     MAX_NC = 4,
     AHEAD = 2048, /* bytes of prefetch: more than the hardware's on Zen 3, +20 % from memory */
-    L2_BYTES = 128 << 10, /* weights that many activation rows go through together */
+    L2_BYTES = 128 << 10, /* float weights that many activation rows go through together */
+    PANEL_NV = 2,
+    PANEL_BYTES = 16 << 10, /* with the activations of a tile it stays in L1 */
 };
 
 /* The groups of one vector: the first, and how far the next lies; 0 when there is none and its
@@ -165,9 +167,80 @@ INLINE vf add_minimum(enum qtype t, vf min, float s, vf acc)
                                   : V(fmadd_ps)(min, V(set1_ps)(s), acc);
 }
 
+/* ---- panels ----
+ * With many rows the weights of a tile are unpacked once: the first rows leave what they unpacked in
+ * L1, the others find it ready. Per block and vector: the codes of 8 quads, the sub-scales, the
+ * scale, the minimum terms. */
+
+struct panel_layout {
+    int scale, d, min, block; /* bytes */
+};
+
+INLINE struct panel_layout panel_layout(enum qtype t)
+{
+    struct panel_layout l = {.scale = 8 * V_BYTES};
+    l.d = l.scale + packed_format(t).n_scales * V_BYTES;
+    l.min = l.d + V_BYTES;
+    l.block = l.min + n_min_terms(t) * V_BYTES;
+    return l;
+}
+
+/* Blocks of a panel: whole segments, in parts of about the same size. */
+INLINE int panel_blocks(enum qtype t, int n_blocks)
+{
+    const int segment = NUM_SEGMENT / NUM_BLOCK;
+    const int most = PANEL_BYTES / (PANEL_NV * panel_layout(t).block) / segment * segment;
+    int n_parts = (n_blocks + most - 1) / most;
+    return (n_blocks + n_parts * segment - 1) / (n_parts * segment) * segment;
+}
+
+/* Where a block's weights come from. */
+enum from { PACKED, PACKED_TO_PANEL, PANEL };
+struct source {
+    struct lanes block, d; /* packed */
+    uint8_t *panel;
+};
+
+INLINE vi through_panel(enum from from, uint8_t *panel, vi packed)
+{
+    if (from == PANEL)
+        return v_get(panel);
+    if (from == PACKED_TO_PANEL)
+        v_put(panel, packed);
+    return packed;
+}
+
+INLINE vi get_codes(enum qtype t, enum from from, const struct source *s, int q)
+{
+    return through_panel(from, s->panel + q * V_BYTES, codes(t, s->block, q));
+}
+
+INLINE vi get_sub_scale(enum qtype t, enum from from, const struct source *s, int h)
+{
+    const int n = packed_format(t).n_scales;
+    vi scale = sub_scale(t, s->block, h);
+    return n == 0 ? scale
+                  : through_panel(from, s->panel + panel_layout(t).scale + (n == 2 ? h * V_BYTES : 0),
+                                  scale);
+}
+
+INLINE vf get_scale(enum qtype t, enum from from, const struct source *s)
+{
+    return v_as_float(through_panel(from, s->panel + panel_layout(t).d, v_as_int(scale(t, s->d))));
+}
+
+INLINE vf get_minimum(enum qtype t, enum from from, const struct source *s, int h)
+{
+    return v_as_float(through_panel(from, s->panel + panel_layout(t).min + h * V_BYTES,
+                                    v_as_int(minimum(t, s->block, s->d, h))));
+}
+
+/* ---- tiles ---- */
+
 /* The integer sums of one block. */
-INLINE void dot_block(enum qtype t, const int nv, const int nc, const struct lanes *block,
-                      const struct act_block *const *a, int i, vi sum[MAX_NV][MAX_NC])
+INLINE void dot_block(enum qtype t, enum from from, const int nv, const int nc,
+                      const struct source *w, const struct act_block *const *a, int i,
+                      vi sum[MAX_NV][MAX_NC])
 {
     const int halves = n_halves(t), offset = code_offset(t);
     const bool wide = is_wide(t), scaled = packed_format(t).n_scales > 0;
@@ -181,7 +254,7 @@ INLINE void dot_block(enum qtype t, const int nv, const int nc, const struct lan
             vi u[MAX_NV];
             UNROLL
             for (int v = 0; v < nv; v++)
-                u[v] = codes(t, block[v], q);
+                u[v] = get_codes(t, from, &w[v], q);
             UNROLL
             for (int c = 0; c < nc; c++) {
                 vi x = v_quad(a[c][i].q + 4 * q);
@@ -192,7 +265,7 @@ INLINE void dot_block(enum qtype t, const int nv, const int nc, const struct lan
         }
         UNROLL
         for (int v = 0; v < nv; v++) {
-            vi s = sub_scale(t, block[v], h);
+            vi s = get_sub_scale(t, from, &w[v], h);
             UNROLL
             for (int c = 0; c < nc; c++) {
                 vi x = dot[v][c];
@@ -206,19 +279,19 @@ INLINE void dot_block(enum qtype t, const int nv, const int nc, const struct lan
     }
 }
 
-INLINE void add_block(enum qtype t, const int nv, const int nc, const struct lanes *block,
-                      const struct lanes *d, const struct act_block *const *a, int i,
+INLINE void add_block(enum qtype t, enum from from, const int nv, const int nc,
+                      const struct source *w, const struct act_block *const *a, int i,
                       vf acc[MAX_NV][MAX_NC])
 {
     const int n_mins = n_min_terms(t);
     vi sum[MAX_NV][MAX_NC];
-    dot_block(t, nv, nc, block, a, i, sum);
+    dot_block(t, from, nv, nc, w, a, i, sum);
     UNROLL
     for (int v = 0; v < nv; v++) {
-        vf dw = scale(t, d[v]), min[2] = {dw, dw};
+        vf dw = get_scale(t, from, &w[v]), min[2] = {dw, dw};
         UNROLL
         for (int h = 0; h < n_mins; h++)
-            min[h] = minimum(t, block[v], d[v], h);
+            min[h] = get_minimum(t, from, &w[v], h);
         UNROLL
         for (int c = 0; c < nc; c++) {
             vf x = V(fmadd_ps)(V(cvtepi32_ps)(sum[v][c]), V(mul_ps)(dw, V(set1_ps)(a[c][i].d)),
@@ -233,12 +306,12 @@ INLINE void add_block(enum qtype t, const int nv, const int nc, const struct lan
 
 /* The block AHEAD of this one in the order of reading, which goes on in the next tile at its
  * group's end. */
-INLINE void prefetch(const int nv, const struct lanes *w, const struct lanes *block,
+INLINE void prefetch(const int nv, const struct lanes *w, const struct source *block,
                      const int bytes)
 {
     UNROLL
     for (int v = 0; v < nv; v++) {
-        const uint8_t *p = block[v].p + AHEAD;
+        const uint8_t *p = block[v].block.p + AHEAD;
         if (nv > 1 && p >= w[v].p + w[v].next)
             p += (size_t)(nv - 1) * w[v].next;
         UNROLL
@@ -265,35 +338,32 @@ INLINE void add(const int nv, const int nc, vf y[MAX_NV][MAX_NC], vf x[MAX_NV][M
         y[v][c] = V(add_ps)(y[v][c], x[v][c]);
 }
 
-/* Sums of a whole tile of a quantised format: rows are nc quantised rows; cold: the weights come
- * from memory. */
-INLINE void tile_quantised(enum qtype t, const int nv, const int nc, const struct lanes *w,
-                           int cols, const void *const *rows, bool cold, vf total[MAX_NV][MAX_NC])
+/* Sums of blocks [i0, i0 + n) of a quantised format; i0 begins a segment, a and panel begin there. */
+INLINE void tile_quantised(enum qtype t, enum from from, const int nv, const int nc,
+                           const struct lanes *w, uint8_t *panel, int i0, int n,
+                           const struct act_block *const *a, vf total[MAX_NV][MAX_NC])
 {
     const struct packed_layout l = packed_layout(t);
-    const struct act_block *a[MAX_NC];
-    const int n_blocks = cols / NUM_BLOCK;
-    UNROLL
-    for (int c = 0; c < nc; c++)
-        a[c] = rows[c];
-    for (int i0 = 0; i0 < n_blocks; i0 += NUM_SEGMENT / NUM_BLOCK) {
-        int end = i0 + NUM_SEGMENT / NUM_BLOCK < n_blocks ? i0 + NUM_SEGMENT / NUM_BLOCK : n_blocks;
-        struct lanes block[MAX_NV], d[MAX_NV]; /* a segment never crosses a super-block */
+    const int panel_bytes = panel_layout(t).block;
+    for (int j0 = 0; j0 < n; j0 += NUM_SEGMENT / NUM_BLOCK) {
+        int end = j0 + NUM_SEGMENT / NUM_BLOCK < n ? j0 + NUM_SEGMENT / NUM_BLOCK : n;
+        struct source s[MAX_NV];
         vf acc[MAX_NV][MAX_NC];
         fill(nv, nc, 0, acc);
         UNROLL
-        for (int v = 0; v < nv; v++) {
-            block[v] = (struct lanes){w[v].p + packed_block(t, i0), w[v].next};
-            d[v] = (struct lanes){w[v].p + packed_d(t, i0), w[v].next};
-        }
-        for (int i = i0; i < end; i++) {
-            if (cold)
-                prefetch(nv, w, block, l.block);
-            add_block(t, nv, nc, block, d, a, i, acc);
+        for (int v = 0; v < nv; v++) /* a segment never crosses a super-block */
+            s[v] = (struct source){{w[v].p + packed_block(t, i0 + j0), w[v].next},
+                                   {w[v].p + packed_d(t, i0 + j0), w[v].next},
+                                   panel + (j0 * nv + v) * panel_bytes};
+        for (int j = j0; j < end; j++) {
+            if (from != PANEL)
+                prefetch(nv, w, s, l.block);
+            add_block(t, from, nv, nc, s, a, j, acc);
             UNROLL
             for (int v = 0; v < nv; v++) {
-                block[v].p += l.block;
-                d[v].p += l.head ? 0 : l.block;
+                s[v].block.p += l.block;
+                s[v].d.p += l.head ? 0 : l.block;
+                s[v].panel += nv * panel_bytes;
             }
         }
         add(nv, nc, total, acc);
@@ -335,31 +405,36 @@ INLINE void tile_float(enum qtype t, const int nv, const int nc, const struct la
     }
 }
 
+/* The groups of vector v of a tile that begins at group g. */
+INLINE struct lanes lanes_at(const uint8_t *groups, size_t group_bytes, int n_groups, int g, int v)
+{
+    int at = g + v * V_GROUPS < n_groups ? g + v * V_GROUPS : g;
+    return (struct lanes){groups + (size_t)at * group_bytes, at + 1 < n_groups ? group_bytes : 0};
+}
+
 /* n_rows (at most nc; the last is repeated) rows times all groups. */
 INLINE void sweep(enum qtype t, const int nv, const int nc, const uint8_t *groups, int n_groups,
-                  int cols, const uint8_t *acts, size_t act_stride, int n_rows, bool cold,
-                  float *out, size_t out_stride)
+                  int cols, const uint8_t *acts, size_t act_stride, int n_rows, float *out,
+                  size_t out_stride)
 {
     const size_t group_bytes = pack_group_bytes(t, cols);
     const void *rows[MAX_NC];
+    const struct act_block *a[MAX_NC];
     UNROLL
     for (int c = 0; c < nc; c++)
-        rows[c] = acts + (size_t)(c < n_rows ? c : n_rows - 1) * act_stride;
+        a[c] = rows[c] = acts + (size_t)(c < n_rows ? c : n_rows - 1) * act_stride;
     for (int g = 0; g < n_groups; g += nv * V_GROUPS) {
         struct lanes w[MAX_NV];
         vf total[MAX_NV][MAX_NC];
         fill(nv, nc, -0.0f,
              total); /* plus the first segment is that segment, zeros of both signs included */
         UNROLL
-        for (int v = 0; v < nv; v++) {
-            int at = g + v * V_GROUPS < n_groups ? g + v * V_GROUPS : g;
-            w[v] = (struct lanes){groups + (size_t)at * group_bytes,
-                                  at + 1 < n_groups ? group_bytes : 0};
-        }
+        for (int v = 0; v < nv; v++)
+            w[v] = lanes_at(groups, group_bytes, n_groups, g, v);
         if (is_float(t))
             tile_float(t, nv, nc, w, cols, rows, total);
         else
-            tile_quantised(t, nv, nc, w, cols, rows, cold, total);
+            tile_quantised(t, PACKED, nv, nc, w, NULL, 0, cols / NUM_BLOCK, a, total);
         UNROLL
         for (int c = 0; c < nc; c++)
             UNROLL
@@ -369,10 +444,78 @@ INLINE void sweep(enum qtype t, const int nv, const int nc, const uint8_t *group
     }
 }
 
+/* A part of the columns of one tile of groups. */
+struct part {
+    struct lanes w[PANEL_NV];
+    int n_groups; /* of the tile and behind it */
+    int i0, n;    /* blocks */
+    uint8_t *panel;
+};
+
+/* n_rows (at most nc count) rows times a part; the sums go on from out unless it is the first part. */
+INLINE void tile_part(enum qtype t, enum from from, const int nc, const struct part *p,
+                      const uint8_t *acts, size_t act_stride, int n_rows, float *out,
+                      size_t out_stride)
+{
+    const struct act_block *a[MAX_NC];
+    vf total[MAX_NV][MAX_NC];
+    UNROLL
+    for (int c = 0; c < nc; c++)
+        a[c] = (const struct act_block *)(acts + (size_t)(c < n_rows ? c : n_rows - 1) * act_stride) +
+               p->i0;
+    UNROLL
+    for (int c = 0; c < nc; c++)
+        UNROLL
+    for (int v = 0; v < PANEL_NV; v++)
+        total[v][c] = p->i0 == 0 ? V(set1_ps)(-0.0f)
+                                 : v_fetch(out + (size_t)c * out_stride + v * V_GROUPS * PACK_ROWS,
+                                           c < n_rows ? p->n_groups - v * V_GROUPS : 0);
+    tile_quantised(t, from, PANEL_NV, nc, p->w, p->panel, p->i0, p->n, a, total);
+    UNROLL
+    for (int c = 0; c < nc; c++)
+        UNROLL
+    for (int v = 0; v < PANEL_NV; v++)
+        v_store(out + (size_t)c * out_stride + v * V_GROUPS * PACK_ROWS, total[v][c],
+                c < n_rows ? p->n_groups - v * V_GROUPS : 0);
+}
+
+/* Many rows of a quantised format: a tile of groups stays, all rows pass. */
+INLINE void product_many(enum qtype t, const uint8_t *groups, int n_groups, int cols,
+                         const uint8_t *acts, size_t act_stride, int n_rows, float *out,
+                         size_t out_stride)
+{
+    _Alignas(64) uint8_t panel[PANEL_BYTES];
+    const size_t group_bytes = pack_group_bytes(t, cols);
+    const int n_blocks = cols / NUM_BLOCK, step = panel_blocks(t, n_blocks);
+    for (int g = 0; g < n_groups; g += PANEL_NV * V_GROUPS) {
+        struct part p = {.n_groups = n_groups - g, .panel = panel};
+        UNROLL
+        for (int v = 0; v < PANEL_NV; v++)
+            p.w[v] = lanes_at(groups, group_bytes, n_groups, g, v);
+        for (; p.i0 < n_blocks; p.i0 += step) {
+            float *y = out + (size_t)g * PACK_ROWS;
+            p.n = n_blocks - p.i0 < step ? n_blocks - p.i0 : step;
+            tile_part(t, PACKED_TO_PANEL, MAX_NC, &p, acts, act_stride, MAX_NC, y, out_stride);
+            for (int r = MAX_NC; r < n_rows; r += MAX_NC) {
+                const uint8_t *a = acts + (size_t)r * act_stride;
+                float *yr = y + (size_t)r * out_stride;
+                if (n_rows - r > 2)
+                    tile_part(t, PANEL, MAX_NC, &p, a, act_stride, n_rows - r, yr, out_stride);
+                else
+                    tile_part(t, PANEL, 2, &p, a, act_stride, n_rows - r, yr, out_stride);
+            }
+        }
+    }
+}
+
 INLINE void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
                     const uint8_t *acts, size_t act_stride, int n_rows, float *out,
                     size_t out_stride)
 {
+    if (n_rows > MAX_NC && !is_float(t)) {
+        product_many(t, groups, n_groups, cols, acts, act_stride, n_rows, out, out_stride);
+        return;
+    }
     const size_t group_bytes = pack_group_bytes(t, cols);
     int step = (int)(L2_BYTES / group_bytes) & ~(MAX_NV - 1);
     if (n_rows <= MAX_NC)
@@ -386,16 +529,15 @@ INLINE void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
             const uint8_t *a = acts + (size_t)r * act_stride;
             float *y = out + (size_t)r * out_stride + (size_t)g * PACK_ROWS;
             const int left = n_rows - r;
-            const bool cold = r == 0; /* the first rows bring the weights, the others find them */
             if (left > 2)
-                sweep(t, 2, MAX_NC, w, n, cols, a, act_stride, left, cold, y, out_stride);
+                sweep(t, 2, MAX_NC, w, n, cols, a, act_stride, left, y, out_stride);
             else if (left == 2)
-                sweep(t, 2, 2, w, n, cols, a, act_stride, left, cold, y, out_stride);
+                sweep(t, 2, 2, w, n, cols, a, act_stride, left, y, out_stride);
             else if (is_float(t)) /* a sum is a chain of fused multiply-adds: 4 of them hide its
                                      latency */
-                sweep(t, 4, 1, w, n, cols, a, act_stride, left, cold, y, out_stride);
+                sweep(t, 4, 1, w, n, cols, a, act_stride, left, y, out_stride);
             else /* one vector: a single stream of memory is the fastest */
-                sweep(t, 1, 1, w, n, cols, a, act_stride, left, cold, y, out_stride);
+                sweep(t, 1, 1, w, n, cols, a, act_stride, left, y, out_stride);
         }
     }
 }
