@@ -24,9 +24,9 @@ CFLAGS  := -std=gnu11 $(OPT) $(WARN) $(SAN) -ffp-contract=off -fno-math-errno -f
 LDFLAGS := $(SAN) -pthread
 PKG     := libmicrohttpd jansson libcurl libsystemd libpcre2-8
 CORELIBS = -lm $(CUDA_LIBS)
-PKGLIBS := $(shell pkg-config --libs $(PKG))
+PKGLIBS  = $(shell pkg-config --libs $(PKG))
 LIBS     = $(PKGLIBS) $(CORELIBS)
-TESTLIBS := $(shell pkg-config --libs check) -lcurl
+TESTLIBS  = $(shell pkg-config --libs check) -lcurl
 
 # SIMD levels of the CPU device: kernels/cpu/*_<isa>.c is compiled with its own flags and chosen at run time.
 ISA_avx2        := -mavx2 -mfma -mf16c
@@ -44,9 +44,11 @@ CUDA       := $(if $(NVCC),$(if $(filter release,$(CONFIG)),yes))
 CUDA_HOME  := $(if $(NVCC),$(abspath $(dir $(NVCC))..))
 CUDA_FOUND := $(if $(CUDA),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u))
 CUDA_ARCHS ?= $(or $(CUDA_FOUND),90)
+CUDA_PTX   ?= 75
 CUDA_ALL   := 75 80 86 87 88 89 90 100 103 110 120 121
 cuda_sm     = $(if $(filter all,$1),$(CUDA_ALL),$1)
-cuda_gen    = $(foreach a,$(call cuda_sm,$1),-gencode=arch=compute_$a,code=sm_$a) -gencode=arch=compute_75,code=compute_75
+cuda_gen    = $(foreach a,$(call cuda_sm,$1),-gencode=arch=compute_$a,code=sm_$a) \
+               $(foreach a,$(CUDA_PTX),-gencode=arch=compute_$a,code=compute_$a)
 NVCCFLAGS   = -std=c++17 -O3 -I. -fmad=false -Xcompiler -fPIC,-fno-threadsafe-statics \
                $(call cuda_gen,$(CUDA_ARCHS))
 CUDA_LIBS  := $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread)
@@ -146,28 +148,31 @@ check-style:
 GPUOBJS := $(call objs,tests/pair.c $(wildcard tests/tiny*.c) tests/ggufw.c)
 $(BIN)/gpu-check: $(OBJ)/bench/gpu_check.o $(GPUOBJS) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
-$(BIN)/gpu-bench: $(OBJ)/bench/gpu_bench.o $(if $(CUDA),$(OBJ)/bench/gpu_kernels.o) $(GPUOBJS) $(OBJ)/libcore.a
+GPUBENCH := $(wildcard bench/gpu_*.c) bench/gpu_kernels.cu
+GPUBENCH := $(filter-out bench/gpu_check.c,$(GPUBENCH))
+$(BIN)/gpu-bench: $(call objs,$(GPUBENCH)) $(GPUOBJS) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
-$(EMU)/gpu-bench: $(EMU)/bench/gpu_bench.c.o $(EMU)/bench/gpu_kernels.cu.o $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
+$(EMU)/gpu-bench: $(patsubst %,$(EMU)/%.o,$(GPUBENCH)) $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lm -lstdc++
-$(OBJ)/bench/gpu_bench.o: CFLAGS += -isystem $(CUDA_HOME)/include
+$(EMU)/gpu-check: $(OBJ)/bench/gpu_check.o $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lm -lstdc++
+$(call objs,$(GPUBENCH)): CFLAGS += -isystem $(CUDA_HOME)/include
 $(OBJ)/bench/gpu_kernels.o: bench/gpu_kernels.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
-gpu-check: $(BIN)/gpu-check
-	$(BIN)/gpu-check $(GPU_ARGS)
-gpu-bench: $(BIN)/gpu-bench
-	@mkdir -p bench/results
-	$(BIN)/gpu-bench $(GPU_ARGS) >$(BUILD)/gpu-bench.jsonl
-	@cat $(BUILD)/gpu-bench.jsonl
-	cp $(BUILD)/gpu-bench.jsonl bench/results/gpu-$$(date -u +%Y-%m-%d).jsonl
+gpu-check:
+	scripts/gpu check $(GPU_ARGS)
+gpu-bench:
+	scripts/gpu bench $(GPU_ARGS)
 # The CUDA engine without a GPU: all families and types on the shim, no kernel that spills, code for every architecture.
 CU := $(wildcard kernels/cuda/*.cu)
 cuda-check: $(BIN)/test_cuda
 	$(if $(NVCC),,$(error cuda-check needs nvcc (the CUDA toolkit)))
 	$(BIN)/test_cuda full
-	$(MAKE) $(EMU)/gpu-bench $(BIN)/gpu-check $(BIN)/gpu-bench
-	$(EMU)/gpu-bench --smoke smollm2 Q4_0
+	$(MAKE) $(EMU)/gpu-check $(EMU)/gpu-bench $(BIN)/gpu-check $(BIN)/gpu-bench
+	$(EMU)/gpu-check --small
+	$(EMU)/gpu-bench --smoke smollm2 Q4_0 >$(EMU)/smoke.jsonl
+	bench/gpu-report $(EMU)/smoke.jsonl
 	rm -f $(OBJ)/ptxas/*.log
 	$(MAKE) $(patsubst kernels/cuda/%.cu,$(OBJ)/ptxas/%.log,$(CU))
 	scripts/cuda-gate $(OBJ)/ptxas/*.log
@@ -207,7 +212,7 @@ help:
 	@echo 'bench        speeds of MODEL on this machine'
 	@echo 'cuda-check   the CUDA engine without a GPU: host shim, spills, every architecture (needs nvcc)'
 	@echo 'gpu-check    the CUDA engine on this card against the reference, byte for byte'
-	@echo 'gpu-bench    speeds of this card into bench/results/ (GPU_ARGS=--quick: three minutes)'
+	@echo 'gpu-bench    speeds of this card into bench/results/ (GPU_ARGS=--quick: three minutes); scripts/gpu: both'
 	@echo 'install      to $$(DESTDIR)$$(PREFIX), by default /usr/local'
 	@echo 'clean        remove $(BUILD)/'
 

@@ -1,13 +1,20 @@
-/* gpu-check: the CUDA device against the scalar reference on the card that is there, byte for byte: every tiny family with
- * every weight type, mixtures, long contexts. Needs the CUDA toolkit and a compiler, nothing else. */
+/* gpu-check: the CUDA device against the CPU engine on the card that is there, byte for byte (F16 and BF16 near, and the same
+ * in any company): every tiny family with every weight type, mixtures, long contexts, published shapes. Needs the CUDA
+ * toolkit and a compiler, nothing else. --quick: one family a type; --small: a few models, for compute-sanitizer. */
+#include "base/clock.h"
 #include "tests/pair.h"
 
 #include <stdio.h>
 #include <string.h>
 
+#define LAST_START 240.0    /* seconds after which no further model begins */
+
 static const char *const presets[] = {"llama2",  "llama3",   "llama32", "smollm2", "qwen2",     "phi3",
                                       "phi3swa", "phi3long", "qwen3",   "gemma3",  "gemma3lin", "gptoss"};
-static const char *const mixtures[] = {"Q4_K_M", "Q5_K_M"};
+static const char *const pairs[][2] = {{"qwen2", "Q4_K_M"}, {"qwen2", "Q5_K_M"}, {"qwen2.5-0.5b", "Q8_0"}, {"llama-3.2-1b", "Q4_K"},
+                                       {"smollm2-135m", "Q4_1"}};
+static const char *const chunked[][2] = {{"llama3", "F16"}, {"qwen2", "BF16"}, {"llama3", "Q8_0"}};
+static const char *const small[][2] = {{"llama3", "Q4_0"}, {"smollm2", "F16"}, {"gptoss", "MXFP4"}, {"llama3", "Q4_K"}};
 static const struct {
     const char *preset;
     int window;
@@ -17,8 +24,18 @@ static const struct {
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 struct tally {
-    int run, failed;
+    const struct kern_device *cuda;
+    uint64_t start;
+    int run, failed, left;
 };
+
+/* Time for one more. */
+static bool begins(struct tally *t)
+{
+    bool ok = clock_ms_since(t->start) < LAST_START * 1e3;
+    t->left += !ok;
+    return ok;
+}
 
 static void note(struct tally *t, bool ok, const char *preset, const char *type, const struct err *err)
 {
@@ -26,6 +43,14 @@ static void note(struct tally *t, bool ok, const char *preset, const char *type,
     t->failed += !ok;
     if (!ok)
         printf("FAILED %s %s: %s\n", preset, type, err->msg);
+    fflush(stdout);
+}
+
+static void run_pair(struct tally *t, const char *preset, const char *type, enum kv_type kv)
+{
+    struct err err = {0};
+    if (begins(t))
+        note(t, pair_run(preset, type, kv, &kern_cpu, t->cuda, &err), preset, type, &err);
 }
 
 /* The card's name, or why it cannot be used. */
@@ -43,31 +68,45 @@ static bool describe(const struct kern_device *cuda, char *out, size_t size, str
     return true;
 }
 
+static void run_all(struct tally *t, bool quick)
+{
+    struct err err = {0};
+    for (int i = 0; i < COUNT(longs); i++)
+        if (begins(t))
+            note(t, pair_run_long(longs[i].preset, "Q8_0", longs[i].window, longs[i].kv, &kern_cpu, t->cuda, &err),
+                 longs[i].preset, "long context", &err);
+    for (int i = 0; i < COUNT(chunked); i++)
+        if (begins(t))
+            note(t, pair_run_chunks(chunked[i][0], chunked[i][1], t->cuda, t->cuda, &err), chunked[i][0], "in chunks", &err);
+    for (int i = 0; i < COUNT(pairs); i++)
+        run_pair(t, pairs[i][0], pairs[i][1], KV_F16);
+    for (int i = 0; i < COUNT(presets); i++) {
+        for (int type = quick ? i : 0; type < QTYPE_N; type += quick ? COUNT(presets) : 1)
+            run_pair(t, presets[i], qtype_name((enum qtype)type), (enum kv_type)(type % KV_TYPE_N));
+        fprintf(stderr, "gpu-check: %s, %.0f s\n", presets[i], clock_ms_since(t->start) / 1e3);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    const struct kern_device *cuda = kern_cuda();
-    struct tally t = {0};
+    struct tally t = {.cuda = kern_cuda(), .start = clock_ns()};
     struct err err = {0};
     char card[256];
-    bool quick = argc > 1 && strcmp(argv[1], "--quick") == 0; /* one family for each type */
-    if (!describe(cuda, card, sizeof card, &err)) {
+    const char *how = argc > 1 ? argv[1] : "";
+    if (argc > 2 || (argc > 1 && strcmp(how, "--quick") != 0 && strcmp(how, "--small") != 0)) {
+        fprintf(stderr, "usage: gpu-check [--quick | --small]\n");
+        return 64;
+    }
+    if (!describe(t.cuda, card, sizeof card, &err)) {
         fprintf(stderr, "gpu-check: %s\n", err.msg);
         return 69;
     }
     printf("gpu-check: %s\n", card);
-    for (int i = 0; i < COUNT(presets); i++) {
-        for (int type = quick ? i : 0; type < QTYPE_N; type += quick ? COUNT(presets) : 1) {
-            const char *name = qtype_name((enum qtype)type);
-            note(&t, pair_run(presets[i], name, (enum kv_type)(type % KV_TYPE_N), &kern_ref, cuda, &err), presets[i], name, &err);
-        }
-        printf("%s\n", presets[i]);
-        fflush(stdout);
-    }
-    for (int i = 0; i < COUNT(mixtures); i++)
-        note(&t, pair_run("qwen2", mixtures[i], KV_F16, &kern_ref, cuda, &err), "qwen2", mixtures[i], &err);
-    for (int i = 0; i < COUNT(longs) - (quick ? 2 : 0); i++)
-        note(&t, pair_run_long(longs[i].preset, "Q8_0", longs[i].window, longs[i].kv, &kern_ref, cuda, &err), longs[i].preset,
-             "long context", &err);
-    printf("gpu-check: %d models, %d failed\n", t.run, t.failed);
+    if (strcmp(how, "--small") == 0)
+        for (int i = 0; i < COUNT(small); i++)
+            run_pair(&t, small[i][0], small[i][1], KV_F16);
+    else
+        run_all(&t, strcmp(how, "--quick") == 0);
+    printf("gpu-check: %d models, %d failed, %d not run for want of time\n", t.run, t.failed, t.left);
     return t.failed == 0 ? 0 : 1;
 }

@@ -4,7 +4,7 @@ extern "C" {
 #include "bench/gpu_kernels.h"
 }
 
-enum { THREADS = 256, READ_BLOCKS = 4096, UNROLL = 4 };
+enum { THREADS = 256, READ_BLOCKS = 4096, UNROLL = 4, MMA_CHAINS = 8, MMA_BLOCKS = 4 };
 
 /* ---- kernels ---- */
 
@@ -45,6 +45,78 @@ __global__ static void k_read(const uint4 *p, size_t n, uint32_t *sink)
         *sink = x;
 }
 
+__global__ static void k_tick(uint32_t *word)
+{
+    kernel_begin();
+    if (threadIdx.x == 0)
+        *word = *word + 1;
+}
+
+#ifdef __CUDACC__
+/* words[0] counts arrivals, words[1] rounds that are complete. */
+__device__ static void meet(uint32_t *words, uint32_t round)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        if (atomicAdd(&words[0], 1) == gridDim.x * round - 1)
+            atomicExch(&words[1], round);
+        while (atomicAdd(&words[1], 0) < round)
+            ;
+        __threadfence();
+    }
+    __syncthreads();
+}
+#else
+__device__ static void meet(uint32_t *, uint32_t)
+{
+    __syncthreads(); /* blocks run one after the other there */
+}
+#endif
+
+__global__ static void k_grid_sync(uint32_t *words, int n)
+{
+    kernel_begin();
+    for (int i = 1; i <= n; i++)
+        meet(words, (uint32_t)i);
+}
+
+template <bool BYTES> __global__ static void k_mma(int n, uint32_t *sink)
+{
+    uint32_t a[4], x = threadIdx.x * 0x01010101u & 0x03030303u;
+    int32_t sums[MMA_CHAINS][4] = {};
+    float sums_f[MMA_CHAINS][4] = {};
+    for (int i = 0; i < 4; i++)
+        a[i] = x + (uint32_t)i;
+    kernel_begin();
+    for (int i = 0; i < n; i++)
+#pragma unroll
+        for (int c = 0; c < MMA_CHAINS; c++) {
+            if constexpr (BYTES)
+                mma_16x8x32(sums[c], a, x, x ^ 1);
+            else
+                mma_f16(sums_f[c], a, x, x ^ 1);
+        }
+    int32_t all = 0;
+    for (int c = 0; c < MMA_CHAINS; c++)
+        for (int e = 0; e < 4; e++)
+            all += sums[c][e] + (int32_t)sums_f[c][e];
+    if (all == 0x12345678) /* so that the sums are not dead */
+        *sink = (uint32_t)all;
+}
+
+__global__ static void k_combine(const float *parts, int n, int size, float *out)
+{
+    kernel_begin();
+    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (i >= size)
+        return;
+    float sum = 0;
+    for (int part = 0; part < n; part++)
+        sum += parts[(size_t)part * (size_t)size + (size_t)i];
+    out[i] = sum;
+}
+
 /* ---- launchers ---- */
 
 static void fill(struct cuda *k, void *p, size_t bytes, uint32_t seed, uint32_t mask, uint32_t set, int stride, int first)
@@ -82,4 +154,43 @@ extern "C" void gpu_read(struct cuda *k, const void *p, size_t bytes, uint32_t *
 {
     LAUNCH(k, k_read, dim3(READ_BLOCKS), dim3(THREADS), 0, (const uint4 *)p, bytes / 16, sink);
     CU_NOTE(k, "read");
+}
+
+extern "C" void gpu_fill_act(struct cuda *k, const struct act *a, int rows)
+{
+    size_t n = (size_t)rows * (size_t)a->ld;
+    fill(k, a->x, n * 4, 1, 0x807FFFFFu, 0x3C000000u, 1, 0);
+    fill(k, a->f16, n * 2, 2, 0x83FF83FFu, 0x20002000u, 1, 0);
+    fill(k, a->bf16, n * 2, 3, 0x807F807Fu, 0x3C003C00u, 1, 0);
+    fill(k, a->q, n, 4, 0xFFFFFFFFu, 0, 1, 0);
+    fill(k, a->s, n / NUM_BLOCK * sizeof *a->s, 5, 0x007FFFFFu, 0x3C000000u, 2, 0);
+}
+
+extern "C" void gpu_tick(struct cuda *k, uint32_t *word)
+{
+    LAUNCH(k, k_tick, dim3(1), dim3(WARP), 0, word);
+    CU_NOTE(k, "tick");
+}
+
+extern "C" void gpu_grid_sync(struct cuda *k, int blocks, int n, uint32_t *words)
+{
+    LAUNCH(k, k_grid_sync, dim3((unsigned)blocks), dim3(THREADS), 0, words, n);
+    CU_NOTE(k, "grid sync");
+}
+
+extern "C" double gpu_mma(struct cuda *k, bool bytes, int n, uint32_t *sink)
+{
+    dim3 grid((unsigned)(k->n_sm * MMA_BLOCKS));
+    if (bytes)
+        LAUNCH(k, k_mma<true>, grid, dim3(THREADS), 0, n, sink);
+    else
+        LAUNCH(k, k_mma<false>, grid, dim3(THREADS), 0, n, sink);
+    CU_NOTE(k, "mma");
+    return (double)k->n_sm * MMA_BLOCKS * (THREADS / WARP) * n * MMA_CHAINS * 16 * 8 * (bytes ? 32 : 16);
+}
+
+extern "C" void gpu_combine(struct cuda *k, const float *parts, int n, int size, float *out)
+{
+    LAUNCH(k, k_combine, dim3((unsigned)((size + THREADS - 1) / THREADS)), dim3(THREADS), 0, parts, n, size, out);
+    CU_NOTE(k, "combine");
 }

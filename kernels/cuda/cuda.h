@@ -148,12 +148,13 @@ float *cuda_vec_load(struct kern *k, const float *src, size_t n, struct err *err
 bool cuda_load_end(struct kern *k, struct err *err);
 void cuda_load_close(struct cuda *k);   /* gives back what loading took, also when it was not ended */
 
-/* graph.c: around the launches of a step. */
+/* graph.c: around the launches of a step; forgetting all graphs. */
 void cuda_graph_begin(struct cuda *k);
 void cuda_graph_end(struct cuda *k);
 void cuda_graph_close(struct cuda *k);
 
 /* step.c */
+void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p);  /* by the kernel for its type and columns */
 void cuda_step_begin(struct kern *k, const struct step *s);
 void cuda_embed(struct kern *k, const struct mat *table);
 void cuda_attn_in(struct kern *k, const struct layer *l);

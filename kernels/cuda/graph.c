@@ -4,6 +4,8 @@
  * loads its kernels), the second is captured, later ones replay it. */
 #include "kernels/cuda/cuda.h"
 
+#include <string.h>
+
 enum { GRAPH_ROWS = 64 };
 
 /* A step that can be a graph: its place, or one that is given up for it. */
@@ -61,4 +63,5 @@ void cuda_graph_close(struct cuda *k)
     for (int i = 0; i < MAX_GRAPHS; i++)
         if (k->graph[i].exec != NULL)
             (void)cudaGraphExecDestroy(k->graph[i].exec);
+    memset(k->graph, 0, sizeof k->graph);
 }

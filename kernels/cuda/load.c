@@ -12,7 +12,7 @@
 #include <emmintrin.h>
 #endif
 
-enum { MAT_ALIGN = 256, VEC_ALIGN = 64, RING = 4, MAX_READERS = 8, STRIPE = 512 << 10, SLOT_BYTES = 32 << 20, SLOT_ALIGN = 4096 };
+enum { MAT_ALIGN = 256, VEC_ALIGN = 64, RING = 4, MAX_READERS = 8, STRIPE = 512 << 10, SLOT_BYTES = 8 << 20, SLOT_ALIGN = 4096 };
 
 /* A pinned buffer and its place on the card. */
 struct slot {
@@ -114,7 +114,7 @@ void cuda_load_close(struct cuda *k)
     k->upload = NULL;
 }
 
-/* Slots no larger than a quarter of the weights: pinning memory takes about as long as sending it. */
+/* Small slots: pinning memory takes longer than sending as much, and transfers of some MiB are as fast as larger ones. */
 static size_t slot_bytes(const struct cuda *k)
 {
     size_t n = SLOT_BYTES, weights = (k->cfg.weight_bytes / RING + SLOT_ALIGN) / SLOT_ALIGN * SLOT_ALIGN;

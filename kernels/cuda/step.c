@@ -133,6 +133,16 @@ static struct act read_by(const struct cuda *k, struct act a, const struct outpu
     return a;
 }
 
+void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p)
+{
+    if (is_half(t) && k->code >= CODE_TILE)
+        launch_half(k, t, p);
+    else if (qtype_info(t)->quantised && k->code >= CODE_TILE && p->n_col > FEW_COLUMNS && p->which == NULL)
+        launch_tile(k, t, p);
+    else
+        launch_product(k, t, p);
+}
+
 /* out[i] = m[i] x act for all of them, one launch for each type there is. `which`: a matrix for each column (experts). */
 static void product(struct cuda *k, const struct output *o, int n, const struct act *act, int act_div, const int32_t *which,
                     int n_col)
@@ -154,13 +164,7 @@ static void product(struct cuda *k, const struct output *o, int n, const struct 
                 (struct product_part){o[j].m->data, o[j].bias, o[j].out, o[j].m->rows, layout_tiles(o[j].m->rows)};
             p.n_tile += layout_tiles(o[j].m->rows);
         }
-        enum qtype t = o[i].m->type;
-        if (is_half(t) && k->code >= CODE_TILE)
-            launch_half(k, t, &p);
-        else if (qtype_info(t)->quantised && k->code >= CODE_TILE && n_col > FEW_COLUMNS && which == NULL)
-            launch_tile(k, t, &p);
-        else
-            launch_product(k, t, &p);
+        cuda_launch_product(k, o[i].m->type, &p);
     }
 }
 
