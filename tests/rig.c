@@ -274,6 +274,12 @@ void reader_start(struct reader *rd, struct rig *r, struct gen_request *q)
     ck_assert_msg(reader_submit(rd, r, q, NULL, &err), "%s", err.msg);
 }
 
+static void add_bytes(struct reader *rd, const void *data, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        rd->bytes = (rd->bytes ^ ((const uint8_t *)data)[i]) * 1099511628211u;
+}
+
 bool reader_poll(struct reader *rd)
 {
     struct gen_event ev;
@@ -290,6 +296,9 @@ bool reader_poll(struct reader *rd)
                 rd->first_index = ev.index;
             ck_assert_int_eq(ev.index, rd->first_index + rd->n_tokens);
             ck_assert_int_lt(rd->n_tokens, READER_TOKENS);
+            add_bytes(rd, &ev.token, sizeof ev.token);
+            add_bytes(rd, &ev.logprob, sizeof ev.logprob);
+            add_bytes(rd, ev.top, (size_t)ev.n_top * sizeof *ev.top);
             rd->logprobs[rd->n_tokens] = ev.logprob;
             rd->tokens[rd->n_tokens++] = ev.token;
         } else {

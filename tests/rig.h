@@ -67,6 +67,7 @@ struct reader {
     int n_tokens, first_index;
     int32_t tokens[READER_TOKENS];
     float logprobs[READER_TOKENS];
+    uint64_t bytes; /* a hash of all tokens, their log-probabilities and alternatives */
     struct gen_event
         last; /* END or ERROR; or STARTED with type GEN_EV_STARTED while there is none */
     bool ended;
