@@ -482,6 +482,41 @@ START_TEST(test_cancelled_and_finished_among_drafts)
 }
 END_TEST
 
+/* Pages that drafts were written to, and then what was really said, are offered to the next turn.
+ */
+START_TEST(test_pages_written_among_drafts_are_good_to_share)
+{
+    static struct reader want[4], rd;
+    static int32_t talk[4][512];
+    struct engine_stats s;
+    struct rig r;
+    for (int shared = 0; shared < 2; shared++) {
+        rig_open(&r,
+                 &(struct rig_options){
+                     .n_ctx = 512, .engine.speculate = shared ? SPECULATE_ALWAYS : SPECULATE_OFF});
+        for (int turn = 0; turn < 4; turn++) {
+            struct gen_request q = case_request(turn % 2 == 0 ? 3 : 2);
+            int n = turn == 0 ? q.n_prompt : 30 + 110 * turn;
+            if (turn == 0)
+                memcpy(talk[0], q.prompt, (size_t)n * sizeof **talk);
+            q.prompt = talk[turn];
+            q.n_prompt = n;
+            q.cache_scope = shared ? "" : NULL;
+            run(&r, shared ? &rd : &want[turn], &q);
+            if (shared) {
+                assert_same(&rd, &want[turn], "turn", turn);
+            } else if (turn < 3) { /* the next turn begins with all of this one */
+                memcpy(talk[turn + 1], talk[turn], sizeof *talk);
+                memcpy(talk[turn + 1] + n, want[turn].tokens, N_TOKENS * sizeof **talk);
+            }
+        }
+        engine_stats_get(r.engine, &s);
+        ck_assert(!shared || (s.prefix_hits >= 3 * NUM_TILE && s.draft_accepted > 50));
+        rig_close(&r);
+    }
+}
+END_TEST
+
 /* ---- the rows of a step ---- */
 
 static struct gen *admitted(struct sched *s, const int32_t *prompt, int n_prompt, int max_tokens)
@@ -590,6 +625,7 @@ int main(void)
     tcase_add_test(t, test_resumed_in_the_middle_of_a_run);
     tcase_add_test(t, test_a_full_ring_stops_it_at_the_same_token);
     tcase_add_test(t, test_cancelled_and_finished_among_drafts);
+    tcase_add_test(t, test_pages_written_among_drafts_are_good_to_share);
     tcase_add_test(t, test_drafts_take_only_what_is_left);
     tcase_add_test(t, test_the_engine_learns_what_a_row_costs);
     suite_add_tcase(suite, t);
