@@ -160,7 +160,7 @@ static bool run_model(struct run *r, const char *model, const char *type, bool w
 {
     struct bench b;
     fprintf(stderr, "gpu-bench: %s %s, %.0f s\n", model, type, seconds() - r->start);
-    bool ok = bench_open(&b, model, type, r->smoke ? 64 : N_CTX, r->smoke ? 4 : MAX_BATCH, err) && run_tests(r, &b, err);
+    bool ok = bench_open(&b, model, type, r->smoke ? 512 : N_CTX, r->smoke ? 4 : MAX_BATCH, err) && run_tests(r, &b, err);
     ok = ok && (!with_attention || cost_attention(r, &b, err));
     bench_close(&b);
     return ok;

@@ -111,35 +111,71 @@ bool cost_products(struct run *r, struct err *err)
 
 /* ---- attention ---- */
 
+struct attention {
+    struct bench *b;
+    struct attn_params p;
+};
+
 static void attend(void *arg, int i)
 {
-    struct bench *b = arg;
-    struct act out = b->k->attn;
+    const struct attention *t = arg;
+    struct act out = t->b->k->attn;
     out.f16 = out.bf16 = NULL;
-    launch_attn(b->k, &b->layer[0].attn, i % b->cfg.n_layer, &out);
+    launch_attn(t->b->k, &t->p, i % t->b->cfg.n_layer, &out);
+}
+
+/* Seconds of attention of one layer for these rows; -1: the card failed. */
+static double time_attention(struct run *r, struct bench *b, const struct row *rows, int n, int window, struct err *err)
+{
+    struct step s = {.rows = rows, .n_rows = n, .page_table = b->pages, .page_stride = b->stride};
+    struct attention t = {b, {.window = window}};
+    kern_cuda()->step_begin(&b->k->kern, &s);
+    double x = run_graph(b->k, attend, &t, r->smoke ? 1 : LAUNCHES);
+    return kern_cuda()->step_end(&b->k->kern, err) ? x : -1;
+}
+
+/* The freer order: each block takes `keys` of a row's keys instead of 256. It reads and computes what depth / keys rows
+ * do that see a window of so many keys each, one window after the other; n times that for n rows. 0: too many rows. */
+static double time_freely(struct run *r, struct bench *b, int n, int depth, int keys, struct err *err)
+{
+    struct row rows[MAX_ROWS];
+    int windows = depth / keys, at = 0;
+    if (n * windows > MAX_ROWS)
+        return 0;
+    for (int i = 0; i < windows; i++)
+        for (int j = 0; j < n; j++)
+            rows[at++] = (struct row){.pos = (i + 1) * keys - 1, .token = j};
+    return time_attention(r, b, rows, at, keys, err);
 }
 
 /* One sequence's rows read one cache, as in a prompt; n = 1 is decoding. */
 bool cost_attention(struct run *r, struct bench *b, struct err *err)
 {
-    static const int depths[] = {64, 512, 2048, 4096}, columns[] = {1, 4, 16, 64, 256};
+    static const int depths[] = {64, 512, 2048, 4096}, columns[] = {1, 4, 16, 64, 256}, keys[] = {64, 128};
     for (size_t i = 0; i < sizeof depths / sizeof *depths; i++)
         for (size_t j = 0; j < sizeof columns / sizeof *columns; j++) {
             struct row rows[MAX_ROWS];
-            struct step s = {.rows = rows, .n_rows = columns[j], .page_table = b->pages, .page_stride = b->stride};
-            if (depths[i] > b->stride * NUM_TILE || (r->smoke && i + j > 0))
+            int depth = depths[i], n = columns[j];
+            if (depth > b->stride * NUM_TILE || n > depth || (r->smoke && j > 0))
                 continue;
-            for (int n = 0; n < columns[j]; n++)
-                rows[n] = (struct row){.pos = depths[i] - columns[j] + n, .token = n};
-            kern_cuda()->step_begin(&b->k->kern, &s);
-            double t = run_graph(b->k, attend, b, r->smoke ? 1 : LAUNCHES);
-            if (!kern_cuda()->step_end(&b->k->kern, err))
+            for (int q = 0; q < n; q++)
+                rows[q] = (struct row){.pos = depth - n + q, .token = q};
+            double t = time_attention(r, b, rows, n, 0, err), best = t;
+            int best_keys = NUM_SPLIT;
+            for (size_t f = 0; t > 0 && f < sizeof keys / sizeof *keys && depth > keys[f]; f++) {
+                double x = time_freely(r, b, n, depth, keys[f], err);
+                if (x < 0)
+                    return false;
+                best_keys = x > 0 && x < best ? keys[f] : best_keys;
+                best = x > 0 && x < best ? x : best;
+            }
+            if (t < 0)
                 return false;
-            double kv = (double)kern_cuda()->page_bytes(&b->cfg) / b->cfg.n_layer / NUM_TILE * depths[i];
+            double kv = (double)kern_cuda()->page_bytes(&b->cfg) / b->cfg.n_layer / NUM_TILE * depth;
             run_line(r, "attention");
-            printf(",\"model\":\"%s\",\"n\":%d,\"depth\":%d,\"us\":%.2f,\"kv_gb_s\":%.1f,\"share\":%.3f,\"tflops\":%.2f}\n", b->model,
-                   columns[j], depths[i], t * 1e6, kv / t * 1e-9, kv / t * 1e-9 / r->read_gb_s,
-                   4.0 * b->cfg.n_head * b->cfg.head_dim * depths[i] * columns[j] / t * 1e-12);
+            printf(",\"model\":\"%s\",\"n\":%d,\"depth\":%d,\"us\":%.2f,\"free_us\":%.2f,\"free_keys\":%d,\"loss\":%.3f,\"kv_gb_s\":%.1f,"
+                   "\"share\":%.3f,\"tflops\":%.2f}\n", b->model, n, depth, t * 1e6, best * 1e6, best_keys, t / best - 1,
+                   kv / t * 1e-9, kv / t * 1e-9 / r->read_gb_s, 4.0 * b->cfg.n_head * b->cfg.head_dim * depth * n / t * 1e-12);
         }
     return true;
 }
