@@ -34,8 +34,8 @@ ISA_avxvnni     := -mavx2 -mfma -mf16c -mavxvnni
 ISA_avx512      := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
 ISA_avx512vnni  := $(ISA_avx512) -mavx512vnni
 isa_of          = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
-# Sanitized at -O3, the product template takes minutes: there its addresses alone are checked, at -O1.
-isa_flags       = $(if $(isa_of),$(isa_of) $(if $(SAN),-O1 -fno-sanitize=undefined -DNO_UNROLL))
+# Sanitized at -O3, these templates take minutes; and of the products the addresses alone are checked.
+kernel_flags    = $(if $(SAN),-O1,-O3) $(if $(isa_of),$(isa_of) $(if $(SAN),-fno-sanitize=undefined -DNO_UNROLL))
 
 # The CUDA engine: with nvcc, in release builds; else a stand-in that says there is none. Machine code for CUDA_ARCHS (the cards
 # of this machine, else sm_90; "all" for packages), and PTX of the lowest so that any other card from sm_75 on can run it.
@@ -106,7 +106,7 @@ $(BIN)/fuzz_%: $(OBJ)/tests/fuzz_%.o $(OBJ)/libtest.a $(ARCHIVES)
 
 $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D) $(BIN)
-	$(CC) $(CFLAGS) $(if $(filter kernels/cpu/% kernels/qtype.c,$<),-O3 $(call isa_flags,$<)) -MMD -MP -c -o $@ $<
+	$(CC) $(CFLAGS) $(if $(filter kernels/cpu/% kernels/qtype.c,$<),$(call kernel_flags,$<)) -MMD -MP -c -o $@ $<
 $(OBJ)/api/embed.o: openapi.yaml api/page.html
 $(OBJ)/kernels/cuda/%.o: kernels/cuda/%.cu
 	@mkdir -p $(@D)
