@@ -1,4 +1,4 @@
-# inferd. Targets: all, check, check-matrix, check-style, asan, tsan, fuzz, bench, install; `make help` lists them.
+# inferd. Targets: all, check, check-matrix, check-style, soak, asan, tsan, fuzz, bench, install; `make help` lists them.
 # Programs land in build/, objects in build/obj/$(CONFIG)/.
 CONFIG  ?= release
 BUILD   ?= build
@@ -71,7 +71,7 @@ objs    = $(addprefix $(OBJ)/,$(addsuffix .o,$(basename $1)))
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
             $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
 
-.PHONY: all tests check check-matrix check-style cuda-check cuda-objects gpu-check gpu-bench asan tsan fuzz fuzzers bench install clean help
+.PHONY: all tests check check-matrix check-style soak cuda-check cuda-objects gpu-check gpu-bench asan tsan fuzz fuzzers bench install clean help
 .SECONDARY:
 all: $(PROGRAMS)
 
@@ -178,6 +178,10 @@ cuda-check: $(BIN)/test_cuda
 	scripts/cuda-gate $(OBJ)/ptxas/*.log
 	$(MAKE) BUILD=$(BUILD)/cuda-all CUDA_ARCHS=all cuda-objects
 cuda-objects: $(call objs,$(CU))
+# Clients at once against the real worker, every answer as alone: SOAK_MINUTES from SOAK_SEED.
+SOAK_MINUTES ?= 3
+soak: $(BIN)/inferd $(BIN)/test_soak
+	SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) $(BIN)/test_soak
 asan tsan:
 	$(MAKE) CONFIG=$@ tests
 	CK_TIMEOUT_MULTIPLIER=40 scripts/run-tests $(BUILD)/$@ $(TESTS)
@@ -208,6 +212,7 @@ help:
 	@echo 'check-matrix every family in every weight type against float64, published shapes in the worker: minutes'
 	@echo 'check-style  the rules that a grep can hold'
 	@echo 'asan, tsan   the tests under the address and undefined-behaviour, or the thread sanitizer'
+	@echo 'soak         clients at random against the worker for SOAK_MINUTES, every answer compared'
 	@echo 'fuzz         each tests/fuzz_*.c for FUZZ_SECONDS'
 	@echo 'bench        speeds of MODEL on this machine'
 	@echo 'cuda-check   the CUDA engine without a GPU: host shim, spills, every architecture (needs nvcc)'
