@@ -161,7 +161,10 @@ bool pair_run_chunks(const char *preset, const char *type, const struct kern_dev
     struct pair p;
     struct row rows[N];
     struct step_out all, some;
-    if (!tiny_preset(preset, type, &spec, err) || !pair_open(&p, &spec, o, want, got, err))
+    if (!tiny_preset(preset, type, &spec, err))
+        return false;
+    spec.expert_type = spec.n_expert > 0 ? type : NULL;
+    if (!pair_open(&p, &spec, o, want, got, err))
         return false;
     pair_pages(&p, 2, 3);
     for (int i = 0; i < N; i++)

@@ -81,7 +81,8 @@ END_TEST
 /* A row has the same logits in a step of 150 as in one of 1, 8, 9, 32, 33, 65: every kernel of a product meets every other. */
 START_TEST(any_number_of_rows)
 {
-    static const char *const cases[][2] = {{"llama3", "F16"}, {"qwen2", "BF16"}, {"smollm2", "F32"}, {"phi3", "Q4_K"}};
+    static const char *const cases[][2] = {{"llama3", "F16"}, {"qwen2", "BF16"}, {"smollm2", "F32"}, {"phi3", "Q4_K"},
+                                            {"gptoss", "BF16"}, {"gptoss", "Q5_1"}};
     struct err err = {0};
     ck_assert_msg(pair_run_chunks(cases[_i][0], cases[_i][1], kern_cuda(), kern_cuda(), &err), "%s %s: %s", cases[_i][0],
                   cases[_i][1], err.msg);
@@ -416,7 +417,7 @@ static Suite *suite(void)
     tcase_add_loop_test(t, every_type, 0, QTYPE_N);
     tcase_add_test(t, mixtures);
     tcase_add_test(t, old_card);
-    tcase_add_loop_test(t, any_number_of_rows, 0, 4);
+    tcase_add_loop_test(t, any_number_of_rows, 0, 6);
     tcase_add_loop_test(t, odd_widths, 0, 3);
     tcase_add_loop_test(t, long_context, 0, 3);
     tcase_add_test(t, graphs);

@@ -34,7 +34,13 @@ struct product_part {
 
 /* Products of up to three matrices of one type with the same activations. A column is a row of the step, or one of its
  * experts: then which[column] is the matrix and column / act_div the row of activations. */
-enum { MAX_PARTS = 3 };
+enum { MAX_PARTS = 3, GROUP_COLS = 64, MAX_GROUPED = 1024 };
+
+/* Columns of one matrix: n of them, at most GROUP_COLS, from order[first] on. */
+struct col_group {
+    int32_t mat, first, n;
+};
+
 struct product {
     struct product_part part[MAX_PARTS];
     int n_part, n_tile;     /* tiles of all parts */
@@ -42,7 +48,9 @@ struct product {
     struct act act;
     int act_div;
     const int32_t *which;   /* NULL: matrix 0 */
-    int n_col;
+    const int32_t *order;   /* columns by matrix, and groups of them, some empty: for the kernels that multiply many columns */
+    const struct col_group *group;  /* (n_group); NULL: columns in order */
+    int n_group, n_col;
     bool prefetch;          /* of weights, before the kernel before has ended */
 };
 
@@ -104,6 +112,8 @@ struct cuda {
     float *branch;          /* (slots, dim): outputs of experts */
     float *router;          /* (max_rows, n_expert) */
     int32_t *expert;        /* (slots), by rising id in each row */
+    int32_t *order;         /* (slots): slots by expert */
+    struct col_group *group;
     float *expert_w;
     float *part_o, *part_ml;    /* (slots, n_head, head_dim), (slots, n_head, 2): attention's splits */
     int n_part;             /* slots of it */
@@ -192,6 +202,7 @@ void launch_norm(struct cuda *k, const struct norm_args *a);
 void launch_heads(struct cuda *k, const struct attn_in_params *p, int layer);
 void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out);
 void launch_choose(struct cuda *k);
+void launch_group(struct cuda *k, int n_slot, int n_group); /* the chosen slots by expert: order and group */
 void launch_blend(struct cuda *k);
 
 /* draw.cu: tokens from logits, where the step's draws say so. */

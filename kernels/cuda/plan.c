@@ -70,6 +70,8 @@ static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *bas
     k->branch = carve(base, at, moe ? slots * dim : 0, 4);
     k->router = carve(base, at, moe ? rows * (size_t)c->n_expert : 0, 4);
     k->expert = carve(base, at, moe ? slots : 0, 4);
+    k->order = carve(base, at, moe ? slots : 0, 4);
+    k->group = carve(base, at, moe ? slots / GROUP_COLS + (size_t)c->n_expert : 0, sizeof *k->group);
     k->expert_w = carve(base, at, moe ? slots : 0, 4);
     k->logits = carve(base, at, (size_t)c->max_logits * (size_t)c->n_vocab, 4);
     k->token = carve(base, at, (size_t)c->max_logits, sizeof *k->token);

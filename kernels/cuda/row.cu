@@ -2,7 +2,7 @@
 #include "kernels/cuda/act.cuh"
 #include "kernels/cuda/kv.cuh"
 
-enum { ROW_THREADS = 256, HEAD_THREADS = 64, HEAD_DIM_MAX = 512 };
+enum { GROUP_THREADS = 512, ROW_THREADS = 256, HEAD_THREADS = 64, HEAD_DIM_MAX = 512 };
 
 /* ---- helpers ---- */
 
@@ -162,6 +162,57 @@ __global__ static void __launch_bounds__(WARP) k_choose(const float *logits, int
     }
 }
 
+/* One block: slots by expert, rising in each (a counting sort, a warp an expert at a time), and the groups of GROUP_COLS that
+ * their products take; groups that are not needed are empty. */
+__global__ static void __launch_bounds__(GROUP_THREADS) k_group(const int32_t *expert, int n_slot, int n_expert, int32_t *order,
+                                                                struct col_group *group, int n_group)
+{
+    kernel_begin();
+    __shared__ int32_t count[MAX_GROUPED], first[MAX_GROUPED], first_group[MAX_GROUPED];
+    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    for (int e = warp; e < n_expert; e += GROUP_THREADS / WARP) {
+        int n = 0;
+        for (int i = lane; i - lane < n_slot; i += WARP)
+            n += __popc(__ballot_sync(ALL_LANES, i < n_slot && expert[i < n_slot ? i : 0] == e));
+        if (lane == 0)
+            count[e] = n;
+    }
+    __syncthreads();
+    int slots = 0, groups = 0; /* of the experts before this stretch of 32 */
+    for (int e = lane; warp == 0 && e - lane < n_expert; e += WARP) {
+        int n = e < n_expert ? count[e] : 0, g = (n + GROUP_COLS - 1) / GROUP_COLS, all = n, all_g = g;
+        for (int by = 1; by < WARP; by *= 2) {
+            int a = __shfl_up_sync(ALL_LANES, all, by), b = __shfl_up_sync(ALL_LANES, all_g, by);
+            all += lane >= by ? a : 0;
+            all_g += lane >= by ? b : 0;
+        }
+        if (e < n_expert) {
+            first[e] = slots + all - n;
+            first_group[e] = groups + all_g - g;
+        }
+        slots += __shfl_sync(ALL_LANES, all, WARP - 1);
+        groups += __shfl_sync(ALL_LANES, all_g, WARP - 1);
+    }
+    for (int i = (int)threadIdx.x; i < n_group; i += GROUP_THREADS)
+        group[i].n = 0;
+    __syncthreads();
+    for (int e = warp; e < n_expert; e += GROUP_THREADS / WARP) {
+        for (int j = lane; j * GROUP_COLS < count[e]; j += WARP) {
+            int left = count[e] - j * GROUP_COLS;
+            struct col_group g = {e, first[e] + j * GROUP_COLS, left < GROUP_COLS ? left : GROUP_COLS};
+            group[first_group[e] + j] = g;
+        }
+        int at = first[e];
+        for (int i = lane; i - lane < n_slot; i += WARP) {
+            bool mine = i < n_slot && expert[i < n_slot ? i : 0] == e;
+            uint32_t all = __ballot_sync(ALL_LANES, mine);
+            if (mine)
+                order[at + __popc(all & ((1u << lane) - 1))] = i;
+            at += __popc(all);
+        }
+    }
+}
+
 /* y = the experts' outputs, weighted, by rising id. */
 __global__ static void __launch_bounds__(ROW_THREADS) k_blend(const float *branch, const float *weight, int n_used, int dim,
                                                               float *y)
@@ -232,6 +283,12 @@ extern "C" void launch_choose(struct cuda *k)
     LAUNCH(k, k_choose, dim3((unsigned)k->n_rows), dim3(WARP), 0, k->router, k->cfg.n_expert, k->cfg.n_expert_used,
            k->expert, k->expert_w);
     CU_NOTE(k, "choose");
+}
+
+extern "C" void launch_group(struct cuda *k, int n_slot, int n_group)
+{
+    LAUNCH(k, k_group, dim3(1), dim3(GROUP_THREADS), 0, k->expert, n_slot, k->cfg.n_expert, k->order, k->group, n_group);
+    CU_NOTE(k, "group");
 }
 
 extern "C" void launch_blend(struct cuda *k)

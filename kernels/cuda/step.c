@@ -137,10 +137,23 @@ void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p)
 {
     if (is_half(t) && k->code >= CODE_TILE)
         launch_half(k, t, p);
-    else if (qtype_info(t)->quantised && k->code >= CODE_TILE && p->n_col > FEW_COLUMNS && p->which == NULL)
+    else if (qtype_info(t)->quantised && k->code >= CODE_TILE && p->n_col > FEW_COLUMNS && (p->which == NULL || p->group != NULL))
         launch_tile(k, t, p);
     else
         launch_product(k, t, p);
+}
+
+/* With many rows, an expert's weights are read once for all rows that chose it. */
+static bool is_grouped(const struct cuda *k)
+{
+    return k->n_rows > FEW_COLUMNS && k->code >= CODE_TILE && k->cfg.n_expert <= MAX_GROUPED;
+}
+
+/* As many as there can be. */
+static int n_groups(const struct cuda *k)
+{
+    int slots = k->n_rows * cuda_slots(&k->cfg);
+    return slots / GROUP_COLS + (k->cfg.n_expert < slots ? k->cfg.n_expert : slots);
 }
 
 /* out[i] = m[i] x act for all of them, one launch for each type there is. `which`: a matrix for each column (experts). */
@@ -163,6 +176,11 @@ static void product(struct cuda *k, const struct output *o, int n, const struct 
             p.part[p.n_part++] =
                 (struct product_part){o[j].m->data, o[j].bias, o[j].out, o[j].m->rows, layout_tiles(o[j].m->rows)};
             p.n_tile += layout_tiles(o[j].m->rows);
+        }
+        if (which != NULL && is_grouped(k)) {
+            p.order = k->order;
+            p.group = k->group;
+            p.n_group = n_groups(k);
         }
         cuda_launch_product(k, o[i].m->type, &p);
     }
@@ -228,6 +246,8 @@ void cuda_route(struct kern *kern, const struct layer *l)
     norm(k, true, l->ffn.pending_norm, l->ffn.norm, NULL, k->n_rows, read_by(k, k->xn, out, 3));
     product(k, out, 1, &k->xn, 1, NULL, k->n_rows);
     launch_choose(k);
+    if (is_grouped(k))
+        launch_group(k, k->n_rows * cuda_slots(&k->cfg), n_groups(k));
 }
 
 void cuda_ffn_in(struct kern *kern, const struct layer *l)

@@ -1,41 +1,79 @@
-/* The product for many columns of quantised weights, on the tensor cores: a block takes 64 rows and 64 columns, a warp 16 of
- * the rows. The integer sums of a block of 32 are exact, so only the float chain's order counts, and it is the contract's:
- * blocks in index order into `acc`, segments in index order into `total`. */
+/* The product for many columns of quantised weights, on the tensor cores: a block takes 64 rows and 64 columns, a warp 32 of
+ * each. Codes, scales and activations of a segment are copied to shared memory while the segment before is multiplied. The
+ * integer sums of a block of 32 are exact, so only the float chain's order counts, and it is the contract's: blocks in index
+ * order into `acc`, segments in index order into `total`. */
 #include "kernels/cuda/product.cuh"
 
 enum {
     TILE_THREADS = 128,
-    WARP_TILES = 2,                      /* tiles of 8 rows a warp takes */
-    BLOCK_TILES = TILE_THREADS / WARP * WARP_TILES,
-    TILE_COLS = 64,
-    GROUPS = TILE_COLS / 8,              /* the instruction's 8 columns */
-    COL_WORDS = SEGMENT / 4,
-    COL_PITCH = COL_WORDS + 4,           /* columns four banks apart: no conflicts between a fragment's lanes */
+    TILE_ROW_COUNT = 64,
+    BLOCK_TILES = TILE_ROW_COUNT / TILE_ROWS,
+    FRAGMENTS = 2,                       /* of 16 rows, a warp */
+    GROUPS = 4,                          /* of 8 columns, a warp */
+    COL_UNITS = SEGMENT / CHUNK_BYTES,
+    COL_PITCH = COL_UNITS + 1,           /* columns four banks apart: no conflicts between a fragment's lanes */
+    SCALE_UNITS = SEGMENT_BLOCKS * (int)sizeof(struct act_scale) / CHUNK_BYTES,
+    STAGES = 2,
+};
+
+/* Where things of a stage lie, in units of 16 bytes. */
+template <int T> struct stage_of {
+    static constexpr int tile_units = layout_of(T).chunks * TILE_ROWS, head_units = TILE_ROWS * layout_of(T).head_words / 4;
+    static constexpr int heads = BLOCK_TILES * tile_units, cols = heads + BLOCK_TILES * head_units;
+    static constexpr int scales = cols + GROUP_COLS * COL_PITCH, units = scales + GROUP_COLS * SCALE_UNITS;
 };
 
 /* ---- helpers ---- */
 
-/* The block copies its columns' codes and scales of segment s; columns from n_col on repeat the last one. */
-__device__ static void load_columns(const struct product &p, int first, int s, uint32_t q[TILE_COLS][COL_PITCH],
-                                    struct act_scale scale[SEGMENT_BLOCKS][TILE_COLS])
-{
-    constexpr int chunks = SEGMENT / CHUNK_BYTES;
-    for (int i = (int)threadIdx.x; i < TILE_COLS * chunks; i += TILE_THREADS) {
-        int c = i / chunks, col = first + c < p.n_col ? first + c : p.n_col - 1;
-        *(uint4 *)&q[c][i % chunks * CHUNK_WORDS] = *(const uint4 *)(p.act.q + act_at(p, col, s) + (size_t)(i % chunks * CHUNK_BYTES));
+/* A thread's share of a stage: a sixteenth of a tile of rows, an eighth of four columns, half of one's scales. Where that lies
+ * is found once. Rows from the last tile on and columns from the last on repeat it. */
+template <int T> struct feeder {
+    typedef stage_of<T> at;
+    static constexpr int row_threads = TILE_THREADS / BLOCK_TILES, col_steps = GROUP_COLS * COL_UNITS / TILE_THREADS;
+    static constexpr int row_steps = (at::tile_units + row_threads - 1) / row_threads, step_cols = TILE_THREADS / COL_UNITS;
+    const uint4 *code, *head;
+    uint32_t col[col_steps], scale; /* in units, from the planes' beginnings */
+    __device__ inline void aim(const struct product &p, const struct columns &cols, int first_tile)
+    {
+        int tid = (int)threadIdx.x, tile = first_tile + tid / row_threads;
+        tile = tile < p.n_tile ? tile : p.n_tile - 1;
+        struct product_part part = part_of(p, &tile);
+        struct place from = place_of<T>(part.w, p.n_mat, part.n_tile, p.n_seg, cols.mat, tile, 0, 0);
+        code = (const uint4 *)from.code + tid % row_threads;
+        head = (const uint4 *)from.head + tid % row_threads;
+#pragma unroll
+        for (int i = 0; i < col_steps; i++)
+            col[i] = (uint32_t)(act_at(p, column_of(p, cols, tid / COL_UNITS + i * step_cols), 0) / CHUNK_BYTES) +
+                     (uint32_t)(tid % COL_UNITS);
+        scale = (uint32_t)(act_at(p, column_of(p, cols, tid / SCALE_UNITS), 0) / SEGMENT) * SCALE_UNITS +
+                (uint32_t)(tid % SCALE_UNITS);
     }
-    for (int i = (int)threadIdx.x; i < TILE_COLS * SEGMENT_BLOCKS; i += TILE_THREADS) {
-        int c = i / SEGMENT_BLOCKS, col = first + c < p.n_col ? first + c : p.n_col - 1;
-        scale[i % SEGMENT_BLOCKS][c] = p.act.s[act_at(p, col, s) / NUM_BLOCK + (size_t)(i % SEGMENT_BLOCKS)];
+    __device__ inline void copy(const struct product &p, int s, uint4 *stage)
+    {
+        int tid = (int)threadIdx.x, tile = tid / row_threads, u = tid % row_threads;
+#pragma unroll
+        for (int i = 0; i < row_steps; i++)
+            if ((i + 1) * row_threads <= at::tile_units || u + i * row_threads < at::tile_units)
+                copy_async(stage + tile * at::tile_units + u + i * row_threads, code + (size_t)s * at::tile_units + i * row_threads);
+        if (u < at::head_units)
+            copy_async(stage + at::heads + tile * at::head_units + u, head + (size_t)(s / layout_of(T).head_segs) * at::head_units);
+#pragma unroll
+        for (int i = 0; i < col_steps; i++)
+            copy_async(stage + at::cols + (tid / COL_UNITS + i * step_cols) * COL_PITCH + tid % COL_UNITS,
+                       (const uint4 *)p.act.q + col[i] + s * COL_UNITS);
+        copy_async(stage + at::scales + tid, (const uint4 *)p.act.s + scale + s * SCALE_UNITS);
     }
-}
+};
+static_assert(GROUP_COLS * SCALE_UNITS == TILE_THREADS, "a thread copies one unit of scales");
 
-/* One block of 32 for 16 rows x 8 columns: a = the weights' fragment, b = the columns'. */
+/* One block of 32 for 16 rows x 8 columns: a = the weights' fragment, b = the columns'. The sums begin at the bits of 1.5 x 2^23:
+ * with 2^22 on either side, they are floats that are wrong by that alone, and no conversion is needed. */
 template <int T>
 __device__ static void add_fragment(const uint32_t a[4], uint32_t b0, uint32_t b1, const struct terms w[2],
                                     const struct act_scale s[2], float acc[4])
 {
-    int32_t dot[2][4] = {};
+    constexpr int32_t bits = 0x4B400000;
+    int32_t dot[2][4] = {{bits, bits, bits, bits}, {bits, bits, bits, bits}};
     if constexpr (layout_of(T).halves) {
         mma_16x8x16(dot[0], a[0], a[1], b0);
         mma_16x8x16(dot[1], a[2], a[3], b1);
@@ -44,81 +82,112 @@ __device__ static void add_fragment(const uint32_t a[4], uint32_t b0, uint32_t b
     }
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-        const int32_t sums[2] = {dot[0][e], dot[1][e]};
-        acc[e] = add_block<T>(w[e / 2], sums, 0, s[e % 2], acc[e]);
+        const struct terms &t = w[e / 2];
+        const struct act_scale &c = s[e % 2];
+        float isum = (float)t.scale[0] * (num_from_bits((uint32_t)dot[0][e]) - 12582912.0f);
+        if constexpr (layout_of(T).halves)
+            isum = fmaf((float)t.scale[1], num_from_bits((uint32_t)dot[1][e]) - 12582912.0f, isum);
+        acc[e] = add_terms<T>(t, isum, c, acc[e]);
     }
 }
 
 /* ---- kernels ---- */
 
-template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 2) k_tile(struct product p)
+/* Block x: columns, so that blocks that run together read the same weights; block y: rows. */
+template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 3) k_tile(struct product p)
 {
+    DYNAMIC_SHARED(uint4, shared);
+    typedef stage_of<T> at;
     kernel_begin();
-    __shared__ __align__(16) uint32_t q[TILE_COLS][COL_PITCH];
-    __shared__ struct act_scale scale[SEGMENT_BLOCKS][TILE_COLS];
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, g = lane / 4, t = lane % 4;
-    int first = (int)blockIdx.y * TILE_COLS;
-    struct product_part part[WARP_TILES];
-    int tile[WARP_TILES];
-    bool inside[WARP_TILES];
-#pragma unroll
-    for (int i = 0; i < WARP_TILES; i++) {
-        int at = (int)blockIdx.x * BLOCK_TILES + warp * WARP_TILES + i;
-        inside[i] = at < p.n_tile;
-        tile[i] = inside[i] ? at : p.n_tile - 1;
-        part[i] = part_of(p, &tile[i]);
-    }
-    float acc[GROUPS][4], total[GROUPS][4];
+    struct columns cols = columns_of(p, (int)blockIdx.x, GROUP_COLS);
+    int first_tile = (int)blockIdx.y * BLOCK_TILES, row_tile = warp % 2 * FRAGMENTS * 2, first_group = warp / 2 * GROUPS;
+    if (cols.n == 0)
+        return;
+    float acc[FRAGMENTS][GROUPS][4], total[FRAGMENTS][GROUPS][4] = {};
+    struct feeder<T> feeder;
+    feeder.aim(p, cols, first_tile);
+    feeder.copy(p, 0, shared);
+    copy_close();
     for (int s = 0; s < p.n_seg; s++) {
-        /* weights first: their loads are under way while the columns are copied */
-        uint32_t a[SEGMENT_BLOCKS][4];
-        struct head head[WARP_TILES];
-#pragma unroll
-        for (int i = 0; i < WARP_TILES; i++) {
-            struct place at = place_of<T>(part[i].w, p.n_mat, part[i].n_tile, p.n_seg, 0, tile[i], s, g);
-            head[i] = load_head<T>(at.head, s % 2);
-#pragma unroll
-            for (int j = 0; j < SEGMENT_BLOCKS; j++) {
-                uint32_t lo, hi;
-                codes<T>(at, j, t, &lo, &hi);
-                a[j][i] = without_offset<T>(lo);
-                a[j][2 + i] = without_offset<T>(hi);
-            }
-        }
-        __syncthreads();
-        load_columns(p, first, s, q, scale);
+        uint4 *stage = shared + s % STAGES * at::units;
+        if (s + 1 < p.n_seg)
+            feeder.copy(p, s + 1, shared + (s + 1) % STAGES * at::units);
+        copy_close();
+        copy_wait<1>();
         __syncthreads();
         int n_block = p.cols / NUM_BLOCK - s * SEGMENT_BLOCKS;
+        const struct act_scale *scale = (const struct act_scale *)(stage + at::scales);
+        struct head head[FRAGMENTS][2];
 #pragma unroll
-        for (int n = 0; n < GROUPS; n++)
+        for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                acc[n][e] = 0;
+            for (int i = 0; i < 2; i++)
+                head[m][i] = load_head<T>((const uint32_t *)(stage + at::heads + (row_tile + 2 * m + i) * at::head_units) +
+                                              g * layout_of(T).head_words, s % 2);
+#pragma unroll
+        for (int m = 0; m < FRAGMENTS; m++)
+#pragma unroll
+            for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    acc[m][n][e] = 0;
 #pragma unroll
         for (int j = 0; j < SEGMENT_BLOCKS; j++) {
             if (j >= n_block)
                 break;
-            const struct terms w[2] = {terms_of<T>(head[0], j), terms_of<T>(head[1], j)};
+            uint32_t a[FRAGMENTS][4];
+            struct terms w[FRAGMENTS][2];
+#pragma unroll
+            for (int m = 0; m < FRAGMENTS; m++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    struct place codes_at = {(const uint32_t *)(stage + (row_tile + 2 * m + i) * at::tile_units + g), NULL};
+                    uint32_t lo, hi;
+                    codes<T>(codes_at, j, t, &lo, &hi);
+                    a[m][i] = without_offset<T>(lo);
+                    a[m][2 + i] = without_offset<T>(hi);
+                    w[m][i] = terms_of<T>(head[m][i], j);
+                }
 #pragma unroll
             for (int n = 0; n < GROUPS; n++) {
-                const struct act_scale cols[2] = {scale[j][n * 8 + 2 * t], scale[j][n * 8 + 2 * t + 1]};
-                const uint32_t *b = &q[n * 8 + g][j * 8 + t];
-                add_fragment<T>(a[j], b[0], b[4], w, cols, acc[n]);
+                int c = (first_group + n) * 8;
+                if (c >= cols.n)
+                    break;
+                const struct act_scale two[2] = {scale[(c + 2 * t) * SEGMENT_BLOCKS + j], scale[(c + 2 * t + 1) * SEGMENT_BLOCKS + j]};
+                const uint32_t *b = (const uint32_t *)(stage + at::cols + (c + g) * COL_PITCH) + j * 8 + t;
+                uint32_t b0 = b[0], b1 = b[4];
+#pragma unroll
+                for (int m = 0; m < FRAGMENTS; m++)
+                    add_fragment<T>(a[m], b0, b1, w[m], two, acc[m][n]);
             }
         }
 #pragma unroll
-        for (int n = 0; n < GROUPS; n++)
+        for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                total[n][e] = s == 0 ? acc[n][e] : total[n][e] + acc[n][e];
+            for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    total[m][n][e] = s == 0 ? acc[m][n][e] : total[m][n][e] + acc[m][n][e];
+        __syncthreads(); /* before the stage is filled anew */
     }
 #pragma unroll
-    for (int n = 0; n < GROUPS; n++)
+    for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int i = e / 2, row = tile[i] * TILE_ROWS + g, col = first + n * 8 + 2 * t + e % 2;
-            if (inside[i] && row < part[i].rows && col < p.n_col)
-                store_output(part[i], col, row, 0, total[n][e]);
+        for (int i = 0; i < 2; i++) {
+            int tile = first_tile + row_tile + 2 * m + i;
+            if (tile >= p.n_tile)
+                continue;
+            struct product_part part = part_of(p, &tile);
+            int row = tile * TILE_ROWS + g;
+#pragma unroll
+            for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    int c = (first_group + n) * 8 + 2 * t + e;
+                    if (row < part.rows && c < cols.n)
+                        store_output(part, column_of(p, cols, c), row, cols.mat, total[m][n][2 * i + e]);
+                }
         }
 }
 
@@ -126,8 +195,8 @@ template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 2) k_til
 
 template <int T> static void run(struct cuda *k, const struct product *p)
 {
-    dim3 grid((unsigned)((p->n_tile + BLOCK_TILES - 1) / BLOCK_TILES), (unsigned)((p->n_col + TILE_COLS - 1) / TILE_COLS));
-    LAUNCH(k, k_tile<T>, grid, dim3(TILE_THREADS), 0, *p);
+    dim3 grid((unsigned)column_blocks(p, GROUP_COLS), (unsigned)((p->n_tile + BLOCK_TILES - 1) / BLOCK_TILES));
+    LAUNCH(k, k_tile<T>, grid, dim3(TILE_THREADS), STAGES * stage_of<T>::units * CHUNK_BYTES, *p);
     CU_NOTE(k, "tile");
 }
 

@@ -137,6 +137,11 @@ template <class T> T atomicAdd(T *to, T x)
     return was;
 }
 
+static inline int __popc(unsigned x)
+{
+    return __builtin_popcount(x);
+}
+
 static inline int __ffs(int x)
 {
     return __builtin_ffs(x);
