@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_PROMPT = 40, N_GREEDY = 8, N_LONG = 300, N_MAX = N_LONG + N_GREEDY, CHUNK = 33, N_CTX = 320 };
+enum { N_PROMPT = 40, N_GREEDY = 8, N_LONG = 300, N_WINDOW = 2100, N_MAX = N_WINDOW + N_GREEDY, CHUNK = 33, N_CTX = 320 };
 
 /* Mean and worst KL(meaning || engine) over positions, worst difference of a log-probability above e^-4.6, and the margin
  * beyond which the best token must agree. */
@@ -352,6 +352,16 @@ START_TEST(factors_by_context)
 }
 END_TEST
 
+/* Phi-3's own window of 2,047 positions, and angles of large positions. */
+START_TEST(long_contexts)
+{
+    struct tiny_spec spec = spec_of(_i ? "gptoss" : "phi3", "F32");
+    spec.expert_type = "F32";
+    spec.n_layer = 2;
+    check_model(_i ? "gpt-oss, long" : "phi3, long", &spec, N_WINDOW, N_WINDOW + 100);
+}
+END_TEST
+
 /* ---- the limits notice mistakes ---- */
 
 static void change_base(struct tiny_spec *s)
@@ -427,14 +437,18 @@ int main(int argc, char **argv)
 {
     verbose = argc > 1 && strcmp(argv[1], "-v") == 0;
     Suite *s = suite_create("matrix");
-    TCase *t = tcase_create("families in types");
-    tcase_set_timeout(t, 120);
-    tcase_add_loop_test(t, family_in_type, 0, N_PRESETS * N_TYPES);
-    tcase_add_loop_test(t, odd_shape, 0, (int)(sizeof shapes / sizeof *shapes));
-    tcase_add_loop_test(t, types_that_fall_back, 0, N_TYPES);
-    tcase_add_loop_test(t, factors_by_context, 0, 2);
-    tcase_add_loop_test(t, mistake_is_noticed, 0, (int)(sizeof mistakes / sizeof *mistakes));
-    suite_add_tcase(s, t);
+    TCase *families = tcase_create("families"), *odd = tcase_create("shapes"), *limits_hold = tcase_create("mistakes");
+    TCase *const all[] = {families, odd, limits_hold};
+    tcase_add_loop_test(families, family_in_type, 0, N_PRESETS * N_TYPES);
+    tcase_add_loop_test(odd, odd_shape, 0, (int)(sizeof shapes / sizeof *shapes));
+    tcase_add_loop_test(odd, types_that_fall_back, 0, N_TYPES);
+    tcase_add_loop_test(odd, factors_by_context, 0, 2);
+    tcase_add_loop_test(odd, long_contexts, 0, 2);
+    tcase_add_loop_test(limits_hold, mistake_is_noticed, 0, (int)(sizeof mistakes / sizeof *mistakes));
+    for (int i = 0; i < 3; i++) {
+        tcase_set_timeout(all[i], 120);
+        suite_add_tcase(s, all[i]);
+    }
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
     int failed = srunner_ntests_failed(r);
