@@ -55,11 +55,11 @@ static inline v8 v8_fnma(v8 b, v8 s, v8 x, v8 c)
     return _mm256_fmsub_ps(x, c, _mm256_mul_ps(b, s));
 }
 
-/* num_exp, lane by lane. NaN gives e^88 as there: the comparison x <= 88 is false for it. */
+/* num_exp, lane by lane. NaN gives e^88 as there: the minimum of it and 88 is 88. */
 static inline v8 v8_exp(v8 x)
 {
     v8 zero = _mm256_cmp_ps(x, v8_set1(-87.0f), _CMP_LT_OQ);
-    x = _mm256_blendv_ps(v8_set1(88.0f), x, _mm256_cmp_ps(x, v8_set1(88.0f), _CMP_LE_OQ));
+    x = v8_min(x, v8_set1(88.0f));
     v8 magic = v8_set1(12582912.0f);
     v8 n = v8_sub(v8_fma(x, v8_set1(1.44269504088896341f), magic), magic);
     v8 r = v8_fma(n, v8_set1(-0.693359375f), x);

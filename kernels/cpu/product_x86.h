@@ -320,6 +320,20 @@ INLINE void prefetch(const int nv, const struct lanes *w, const struct source *b
     }
 }
 
+/* Some bytes of a block that lies `distance` bytes ahead, into L2. */
+INLINE void prefetch_far(const int nv, const struct source *block, size_t distance, const int from,
+                         const int to)
+{
+    UNROLL
+    for (int v = 0; v < nv; v++)
+        UNROLL
+    for (int g = 0; g < V_GROUPS; g++)
+        UNROLL
+    for (int k = from; k < to; k += 64)
+        _mm_prefetch((const char *)block[v].block.p + (size_t)g * block[v].block.next + distance + k,
+                     _MM_HINT_T1);
+}
+
 INLINE void fill(const int nv, const int nc, float x, vf y[MAX_NV][MAX_NC])
 {
     UNROLL
@@ -338,13 +352,15 @@ INLINE void add(const int nv, const int nc, vf y[MAX_NV][MAX_NC], vf x[MAX_NV][M
         y[v][c] = V(add_ps)(y[v][c], x[v][c]);
 }
 
-/* Sums of blocks [i0, i0 + n) of a quantised format; i0 begins a segment, a and panel begin there. */
+/* Sums of blocks [i0, i0 + n) of a quantised format; i0 begins a segment, a and panel begin there.
+ * far: bytes to the next tile, which is fetched by the first two tiles of rows together so that
+ * memory works evenly; 0 for the others. */
 INLINE void tile_quantised(enum qtype t, enum from from, const int nv, const int nc,
-                           const struct lanes *w, uint8_t *panel, int i0, int n,
+                           const struct lanes *w, uint8_t *panel, int i0, int n, size_t far,
                            const struct act_block *const *a, vf total[MAX_NV][MAX_NC])
 {
     const struct packed_layout l = packed_layout(t);
-    const int panel_bytes = panel_layout(t).block;
+    const int panel_bytes = panel_layout(t).block, half = l.block / 128 * 64;
     for (int j0 = 0; j0 < n; j0 += NUM_SEGMENT / NUM_BLOCK) {
         int end = j0 + NUM_SEGMENT / NUM_BLOCK < n ? j0 + NUM_SEGMENT / NUM_BLOCK : n;
         struct source s[MAX_NV];
@@ -356,8 +372,12 @@ INLINE void tile_quantised(enum qtype t, enum from from, const int nv, const int
                                    {w[v].p + packed_d(t, i0 + j0), w[v].next},
                                    panel + (j0 * nv + v) * panel_bytes};
         for (int j = j0; j < end; j++) {
-            if (from != PANEL)
+            if (from == PACKED)
                 prefetch(nv, w, s, l.block);
+            else if (from == PACKED_TO_PANEL)
+                prefetch_far(nv, s, far, 0, half);
+            else if (far > 0)
+                prefetch_far(nv, s, far, half, l.block);
             add_block(t, from, nv, nc, s, a, j, acc);
             UNROLL
             for (int v = 0; v < nv; v++) {
@@ -434,7 +454,7 @@ INLINE void sweep(enum qtype t, const int nv, const int nc, const uint8_t *group
         if (is_float(t))
             tile_float(t, nv, nc, w, cols, rows, total);
         else
-            tile_quantised(t, PACKED, nv, nc, w, NULL, 0, cols / NUM_BLOCK, a, total);
+            tile_quantised(t, PACKED, nv, nc, w, NULL, 0, cols / NUM_BLOCK, 0, a, total);
         UNROLL
         for (int c = 0; c < nc; c++)
             UNROLL
@@ -454,7 +474,7 @@ struct part {
 
 /* n_rows (at most nc count) rows times a part; the sums go on from out unless it is the first part. */
 INLINE void tile_part(enum qtype t, enum from from, const int nc, const struct part *p,
-                      const uint8_t *acts, size_t act_stride, int n_rows, float *out,
+                      size_t far, const uint8_t *acts, size_t act_stride, int n_rows, float *out,
                       size_t out_stride)
 {
     const struct act_block *a[MAX_NC];
@@ -470,7 +490,7 @@ INLINE void tile_part(enum qtype t, enum from from, const int nc, const struct p
         total[v][c] = p->i0 == 0 ? V(set1_ps)(-0.0f)
                                  : v_fetch(out + (size_t)c * out_stride + v * V_GROUPS * PACK_ROWS,
                                            c < n_rows ? p->n_groups - v * V_GROUPS : 0);
-    tile_quantised(t, from, PANEL_NV, nc, p->w, p->panel, p->i0, p->n, a, total);
+    tile_quantised(t, from, PANEL_NV, nc, p->w, p->panel, p->i0, p->n, far, a, total);
     UNROLL
     for (int c = 0; c < nc; c++)
         UNROLL
@@ -485,7 +505,7 @@ INLINE void product_many(enum qtype t, const uint8_t *groups, int n_groups, int 
                          size_t out_stride)
 {
     _Alignas(64) uint8_t panel[PANEL_BYTES];
-    const size_t group_bytes = pack_group_bytes(t, cols);
+    const size_t group_bytes = pack_group_bytes(t, cols), tile_bytes = PANEL_NV * V_GROUPS * group_bytes;
     const int n_blocks = cols / NUM_BLOCK, step = panel_blocks(t, n_blocks);
     for (int g = 0; g < n_groups; g += PANEL_NV * V_GROUPS) {
         struct part p = {.n_groups = n_groups - g, .panel = panel};
@@ -495,14 +515,16 @@ INLINE void product_many(enum qtype t, const uint8_t *groups, int n_groups, int 
         for (; p.i0 < n_blocks; p.i0 += step) {
             float *y = out + (size_t)g * PACK_ROWS;
             p.n = n_blocks - p.i0 < step ? n_blocks - p.i0 : step;
-            tile_part(t, PACKED_TO_PANEL, MAX_NC, &p, acts, act_stride, MAX_NC, y, out_stride);
+            tile_part(t, PACKED_TO_PANEL, MAX_NC, &p, tile_bytes, acts, act_stride, MAX_NC, y,
+                      out_stride);
             for (int r = MAX_NC; r < n_rows; r += MAX_NC) {
                 const uint8_t *a = acts + (size_t)r * act_stride;
                 float *yr = y + (size_t)r * out_stride;
+                size_t far = r == MAX_NC ? tile_bytes : 0;
                 if (n_rows - r > 2)
-                    tile_part(t, PANEL, MAX_NC, &p, a, act_stride, n_rows - r, yr, out_stride);
+                    tile_part(t, PANEL, MAX_NC, &p, far, a, act_stride, n_rows - r, yr, out_stride);
                 else
-                    tile_part(t, PANEL, 2, &p, a, act_stride, n_rows - r, yr, out_stride);
+                    tile_part(t, PANEL, 2, &p, far, a, act_stride, n_rows - r, yr, out_stride);
             }
         }
     }
@@ -556,6 +578,7 @@ static void quantise(const float *x, int cols, struct act_block *out)
 {
     const __m256 abs = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m128i first = _mm_setr_epi32(-1, 0, 0, 0);
     for (int i = 0; i < cols / NUM_BLOCK; i++, x += NUM_BLOCK, out++) {
         __m256 max = _mm256_setzero_ps();
         __m256i q[4];
@@ -578,17 +601,14 @@ static void quantise(const float *x, int cols, struct act_block *out)
             _mm256_maddubs_epi16(_mm256_set1_epi8(1), all); /* bytes 2 p and 2 p + 1 of each quad */
         pairs = _mm256_add_epi16(pairs, _mm256_srli_si256(pairs, 8));
         pairs = _mm256_add_epi16(pairs, _mm256_srli_si256(pairs, 4));
-        const int p0 = _mm256_extract_epi32(pairs, 0), p1 = _mm256_extract_epi32(pairs, 4);
-        const int sum0 = (int16_t)p0 + (p0 >> 16), sum1 = (int16_t)p1 + (p1 >> 16);
-        out->d = d;
-        out->s = d * (float)(sum0 + sum1);
-        out->s16[0] = d * (float)sum0;
-        out->s16[1] = d * (float)sum1;
-        memcpy(out->pair[0], &p0, 4);
-        memcpy(out->pair[1], &p1, 4);
-        out->pair32[0] = (int16_t)(out->pair[0][0] + out->pair[1][0]);
-        out->pair32[1] = (int16_t)(out->pair[0][1] + out->pair[1][1]);
-        out->unused = 0;
+        /* pair, pair32, unused: one store; their sums times d: another */
+        __m128i pair = _mm_unpacklo_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        __m128i both = _mm_add_epi16(pair, _mm_shuffle_epi32(pair, 0x01));
+        pair = _mm_unpacklo_epi64(pair, _mm_and_si128(both, first));
+        _mm_storeu_si128((__m128i *)out->pair, pair);
+        __m128 sum = _mm_cvtepi32_ps(_mm_madd_epi16(pair, _mm_set1_epi16(1)));
+        sum = _mm_mul_ps(_mm_shuffle_ps(sum, sum, _MM_SHUFFLE(1, 0, 2, 3)), _mm_set1_ps(d));
+        _mm_storeu_ps(&out->d, _mm_move_ss(sum, _mm_set_ss(d)));
     }
 }
 
