@@ -210,6 +210,8 @@ static bool load_mat(struct loader *ld, const struct weight *w, struct mat *m)
     struct kern *k = ld->a->kern;
     if (!k->dev->mat_load(k, m, src, (size_t)w->tensor->ne[1] * row, ld->err))
         return err_prefix(ld->err, "tensor %s", w->tensor->name);
+    if (w->n_mat == 1)    /* so that weights are in memory twice a matrix at a time */
+        gguf_drop_part(ld->a->model->gguf, src, row * (size_t)w->rows);
     report(ld, row * (size_t)w->rows * (size_t)w->n_mat);
     return true;
 }

@@ -529,6 +529,14 @@ static bool detach(const struct gguf_image *im)
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
 }
 
+void gguf_drop_part(const struct gguf *g, const void *p, size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)p + page - 1) / page * page, to = ((uintptr_t)p + n) / page * page;
+    if (g->mapped && to > from)
+        madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 void gguf_drop_data(const struct gguf *g)
 {
     for (size_t i = 0; g->mapped && i < g->n_images; i++)

@@ -73,6 +73,9 @@ float gguf_arr_f32(const struct gguf_arr *a, size_t i);
 /* Tells the kernel that the tensor data is wanted soon. */
 void gguf_prefetch(const struct gguf *g);
 
+/* Lets go of a tensor's pages that [p, p + n) covers; read again, they come from the file again. */
+void gguf_drop_part(const struct gguf *g, const void *p, size_t n);
+
 /* The tensors' data will not be read again (after packing): it is unmapped, the metadata copied in place. From then on
  * a file that is cut or overwritten cannot reach the process; tensor->data must not be read. */
 void gguf_drop_data(const struct gguf *g);
