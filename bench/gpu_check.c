@@ -7,7 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define LAST_START 240.0    /* seconds after which no further model begins */
+/* Seconds after which no further model begins. */
+enum { FULL_SECONDS = 240, QUICK_SECONDS = 60 };
 
 static const char *const presets[] = {"llama2",  "llama3",   "llama32", "smollm2", "qwen2",     "phi3",
                                       "phi3swa", "phi3long", "qwen3",   "gemma3",  "gemma3lin", "gptoss"};
@@ -26,13 +27,14 @@ static const struct {
 struct tally {
     const struct kern_device *cuda;
     uint64_t start;
+    int seconds;
     int run, failed, left;
 };
 
 /* Time for one more. */
 static bool begins(struct tally *t)
 {
-    bool ok = clock_ms_since(t->start) < LAST_START * 1e3;
+    bool ok = clock_ms_since(t->start) < t->seconds * 1e3;
     t->left += !ok;
     return ok;
 }
@@ -101,6 +103,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "gpu-check: %s\n", err.msg);
         return 69;
     }
+    t.seconds = strcmp(how, "--quick") == 0 ? QUICK_SECONDS : FULL_SECONDS;
     printf("gpu-check: %s\n", card);
     if (strcmp(how, "--small") == 0)
         for (int i = 0; i < COUNT(small); i++)
