@@ -78,8 +78,8 @@ bool reader_submit(struct reader *rd, struct rig *r, struct gen_request *q, int 
                    struct err *err);
 void reader_start(struct reader *rd, struct rig *r, struct gen_request *q); /* must be taken */
 bool reader_poll(struct reader *rd);               /* takes what there is; true when ended */
-void reader_wait_tokens(struct reader *rd, int n); /* until it has n, at most a minute */
-void reader_finish(struct reader *rd);             /* reads to the end, at most a minute */
+void reader_wait_tokens(struct reader *rd, int n); /* until it has n; a minute without news fails */
+void reader_finish(struct reader *rd);             /* reads to the end, likewise */
 void reader_free(struct reader *rd);               /* releases */
 
 /* A request with a prompt of n tokens that depend on seed; the prompt is static, so it is good for

@@ -22,9 +22,9 @@ static const struct model_row models[] = {
 };
 /* Sanitizers look for other things, and slowly: there the first will do. */
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
-enum { N_MODELS = 1 };
+enum { N_MODELS = 1, FEWEST_ROWS = 16 };
 #else
-enum { N_MODELS = sizeof models / sizeof *models };
+enum { N_MODELS = sizeof models / sizeof *models, FEWEST_ROWS = 1 };
 #endif
 
 struct way {
@@ -200,7 +200,8 @@ START_TEST(test_tokens_and_log_probabilities)
     enum kv_type kv = _i % 2 == 0 ? KV_F16 : KV_Q8_0;
     find_wanted(m, kv);
     for (int i = 0; i < (_i == 0 ? N_WAYS : 1); i++)
-        if (product_isa(ways[i].isa) != NULL)
+        if (product_isa(ways[i].isa) != NULL &&
+            (ways[i].max_rows == 0 || ways[i].max_rows >= FEWEST_ROWS))
             check_way(m, kv, &ways[i]);
 }
 END_TEST
