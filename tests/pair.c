@@ -123,7 +123,7 @@ bool pair_run(const char *preset, const char *type, enum kv_type kv, const struc
 bool pair_run_long(const char *preset, const char *type, int window, enum kv_type kv, const struct kern_device *want,
                    const struct kern_device *got, struct err *err)
 {
-    enum { CHUNK = 270, N = 540 };
+    enum { CHUNK = 270, N = 540, OTHER = 90 };
     struct adapter_options o = {.n_ctx = N + 64, .max_seqs = 2, .max_rows = CHUNK, .max_logits = 4, .kv_type = kv,
                                 .kv_bytes = 256 << 20};
     struct tiny_spec spec;
@@ -145,7 +145,13 @@ bool pair_run_long(const char *preset, const char *type, int window, enum kv_typ
         ok = pair_step(&p, rows, CHUNK, err);
     }
     rows[0] = pair_row(0, N, 0);
-    rows[1] = pair_row(1, 0, 0);
+    for (int i = 1; i <= OTHER; i++) {
+        rows[i] = pair_row(1, i - 1, 0);
+        rows[i].want_logits = i == 1 || i == OTHER;
+    }
+    ok = ok && pair_step(&p, rows, 1 + OTHER, err);
+    rows[0] = pair_row(0, N + 1, 0);
+    rows[1] = pair_row(1, OTHER, 0);
     ok = ok && pair_step(&p, rows, 2, err);
     pair_close(&p);
     return ok;

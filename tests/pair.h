@@ -37,7 +37,7 @@ bool pair_run_chunks(const char *preset, const char *type, const struct kern_dev
 bool pair_run(const char *preset, const char *type, enum kv_type kv, const struct kern_device *want,
               const struct kern_device *got, struct err *err);
 
-/* A context of several splits in chunks of 270 rows, then two sequences' single rows. window 0: the preset's. */
+/* A context of several splits in chunks of 270 rows, then a row of it beside a prompt, then two sequences' single rows. window 0: the preset's. */
 bool pair_run_long(const char *preset, const char *type, int window, enum kv_type kv, const struct kern_device *want,
                    const struct kern_device *got, struct err *err);
 

@@ -112,6 +112,30 @@ START_TEST(long_context)
 }
 END_TEST
 
+/* Heads of more than 128 values, which no tiny family has, in a prompt and one by one. */
+START_TEST(wide_heads)
+{
+    enum { ROWS = 72 };
+    struct adapter_options o = {.n_ctx = 128, .max_seqs = 1, .max_rows = ROWS, .max_logits = 4,
+                                .kv_type = (enum kv_type)_i};
+    struct tiny_spec spec = spec_of("gemma3", "Q8_0");
+    static struct row rows[ROWS];
+    spec.n_layer = 2;
+    spec.head_dim = 160;
+    spec.n_head = 2;
+    struct pair p = open_spec(&spec, o);
+    pair_pages(&p, 1, 2);
+    for (int i = 0; i < ROWS; i++) {
+        rows[i] = pair_row(0, i, 0);
+        rows[i].want_logits = i % 24 == 23;
+    }
+    step_both(&p, rows, ROWS);
+    rows[0] = pair_row(0, ROWS, 0);
+    step_both(&p, rows, 1);
+    close_pair(&p);
+}
+END_TEST
+
 /* Steps of one class run plainly, then as a captured graph, then as a replay of it: one launch. A step that was stopped
  * while it was captured leaves nothing behind. Contexts grow past a split, classes are more than there are graphs. */
 START_TEST(graphs)
@@ -420,6 +444,7 @@ static Suite *suite(void)
     tcase_add_loop_test(t, any_number_of_rows, 0, 6);
     tcase_add_loop_test(t, odd_widths, 0, 3);
     tcase_add_loop_test(t, long_context, 0, 3);
+    tcase_add_loop_test(t, wide_heads, 0, KV_TYPE_N);
     tcase_add_test(t, graphs);
     tcase_add_test(t, prefix_cache);
     if (full)

@@ -1,27 +1,12 @@
-/* Attention: a block takes one row, one KV head and up to G of its query heads, over one split of 256 keys (a thread a key)
+/* Attention of few rows: a block takes one row, one KV head and up to G of its query heads, over one split of 256 keys (a thread a key)
  * or all splits in order; then every (row, head) merges its splits in index order and quantises. The order of every sum is
  * the contract's, whichever way the splits are shared out. */
 #include "kernels/cuda/act.cuh"
-#include "kernels/cuda/kv.cuh"
+#include "kernels/cuda/attn.cuh"
 
-enum { ATTN_THREADS = NUM_SPLIT, TILES = NUM_SPLIT / NUM_TILE, SHARED_FLOATS = 8192 };
-
-struct attn_args {
-    const float *q;
-    float *part_o, *part_ml;
-    struct dev_step step;
-    struct kv_cache kv;
-    int layer, n_head, window, n_part, passes;  /* passes: groups of G heads a KV head has */
-    bool all;                                   /* a block runs through all splits of its row */
-};
+enum { SHARED_FLOATS = 8192 };
 
 /* ---- helpers ---- */
-
-/* Keys that position pos sees: first..pos. */
-__device__ static int first_key(int pos, int window)
-{
-    return window > 0 && pos >= window ? pos - window + 1 : 0;
-}
 
 /* Running state of one value of one head; l < 0: no keys yet. */
 struct state {
@@ -233,10 +218,13 @@ extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int lay
     a.layer = layer;
     a.n_head = k->cfg.n_head;
     a.window = p->window;
-    a.all = most * k->n_rows > k->n_part; /* many rows fill the card without splits */
+    bool flash = k->slot == NULL && k->n_runs > 0 && 2 * k->n_runs <= k->n_rows; /* a graph's runs would not be the next step's */
+    a.all = flash || most * k->n_rows > k->n_part; /* many rows fill the card without splits */
     a.n_part = a.all ? 1 : most;
     int splits = a.n_part;
-    if (k->cfg.kv_type == KV_F16)
+    if (flash)
+        launch_flash(k, &a);
+    else if (k->cfg.kv_type == KV_F16)
         run_heads<KV_F16>(k, &a, splits);
     else if (k->cfg.kv_type == KV_F32)
         run_heads<KV_F32>(k, &a, splits);

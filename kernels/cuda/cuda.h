@@ -59,6 +59,7 @@ struct dev_step {
     int32_t *pos, *token;   /* (n_rows) */
     int32_t *page_at;       /* (n_rows): where the sequence's pages begin in pages */
     int32_t *logit_row;     /* (max_logits): rows that want logits */
+    int32_t *run;           /* (n_rows, 2): first row and number of rows of one sequence that flash.cu takes together */
     float *cos, *sin;       /* (n_rows, n_rope, head_dim / 2) */
     int32_t *pages;         /* page tables of the step's sequences */
     struct draw *draw;      /* (n_logits); what they point to lies behind the pages */
@@ -125,6 +126,7 @@ struct cuda {
     size_t step_bytes;
     struct dev_step step, host;
     int n_rows, n_logits;
+    int n_runs;             /* 0: not for flash.cu */
     bool draws;             /* some row's token is drawn here */
     int splits;             /* of the longest context, rounded up to a power of two */
 
@@ -209,7 +211,10 @@ void launch_blend(struct cuda *k);
 void launch_draw(struct cuda *k);
 bool draw_usable(int n_vocab);
 
-/* attn.cu */
+/* attn.cu, and flash.cu for prompts: rows that one block takes (0: the heads are not for it). */
+struct attn_args;
+void launch_flash(struct cuda *k, const struct attn_args *a);
+int flash_rows(const struct kern_config *c);
 void launch_attn(struct cuda *k, const struct attn_params *p, int layer, const struct act *out);
 
 #endif

@@ -46,7 +46,7 @@ static size_t step_bytes(const struct kern_config *c)
 {
     size_t rows = (size_t)c->max_rows, angles = rows * (size_t)c->n_rope * (size_t)(c->head_dim / 2);
     size_t draws = (size_t)c->max_logits * (sizeof(struct draw) + DRAW_MAX_EDITS * sizeof(struct draw_edit));
-    return 6 * ALIGN + (3 * rows + (size_t)c->max_logits + 2 * angles + rows * (size_t)c->n_pages) * 4 + draws;
+    return 6 * ALIGN + (5 * rows + (size_t)c->max_logits + 2 * angles + rows * (size_t)c->n_pages) * 4 + draws;
 }
 
 static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *base, size_t *at)

@@ -13,7 +13,7 @@ static struct dev_step lay_out(const struct cuda *k, uint8_t *base, size_t *byte
 {
     size_t n = (size_t)k->n_rows, angles = n * (size_t)k->cfg.n_rope * (size_t)(k->cfg.head_dim / 2);
     int32_t *at = (int32_t *)(void *)(base + (size_t)k->n_logits * sizeof(struct draw));
-    struct dev_step s = {.draw = (struct draw *)(void *)base, .pos = at, .token = at + n, .page_at = at + 2 * n, .logit_row = at + 3 * n};
+    struct dev_step s = {.draw = (struct draw *)(void *)base, .pos = at, .token = at + n, .page_at = at + 2 * n, .run = at + 3 * n, .logit_row = at + 5 * n};
     s.cos = (float *)(void *)(s.logit_row + k->n_logits);
     s.sin = s.cos + angles;
     s.pages = (int32_t *)(void *)(s.sin + angles);
@@ -55,6 +55,19 @@ static int fill_pages(struct cuda *k, const struct step *s)
     return n;
 }
 
+/* Rows of one sequence in pieces for flash.cu. */
+static void fill_runs(struct cuda *k, const struct step *s)
+{
+    int most = flash_rows(&k->cfg);
+    k->n_runs = 0;
+    for (int i = 0, last; most > 0 && i < s->n_rows; i = last) {
+        for (last = i + 1; last < s->n_rows && last - i < most && s->rows[last].seq == s->rows[i].seq; last++)
+            ;
+        k->host.run[2 * k->n_runs] = i;
+        k->host.run[2 * k->n_runs++ + 1] = last - i;
+    }
+}
+
 /* The draws and, behind `bytes`, their edits; returns where these end. */
 static size_t fill_draws(struct cuda *k, const struct draw *draws, size_t bytes)
 {
@@ -93,6 +106,7 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
             k->host.logit_row[n++] = i;
     }
     fill_angles(k, s);
+    fill_runs(k, s);
     bytes += (size_t)fill_pages(k, s) * sizeof(int32_t);
     bytes = k->draws ? fill_draws(k, s->draws, bytes) : bytes;
     assert(bytes <= k->step_bytes);
