@@ -270,9 +270,9 @@ static int collect_prompts(struct sched *s)
     return n;
 }
 
-static int share(const struct gen *g, int rows)
+static int share(const struct gen *g, int rows, int unit)
 {
-    return gen_todo(g) <= rows ? gen_todo(g) : rows - rows % ROW_QUANTUM;
+    return gen_todo(g) <= rows ? gen_todo(g) : rows - rows % unit;
 }
 
 /* Short prompts first, so that one long prompt does not hold up everybody's first token; but half
@@ -280,16 +280,17 @@ static int share(const struct gen *g, int rows)
 static void add_prompts(struct sched *s, int n)
 {
     int budget = prompt_budget(s), ahead = 0;
+    int unit = budget < 2 * ROW_QUANTUM ? 1 : ROW_QUANTUM; /* half of four is no four */
     struct gen *oldest = s->prompts[0];
     for (int i = 1; i < n; i++)
         oldest = s->prompts[i]->order < oldest->order ? s->prompts[i] : oldest;
     for (int i = 0; s->prompts[i] != oldest; i++)
         ahead += gen_todo(s->prompts[i]);
     ahead = ahead < budget / 2 ? ahead : budget / 2;
-    budget -= add_rows(s, oldest, share(oldest, budget - ahead));
+    budget -= add_rows(s, oldest, share(oldest, budget - ahead, unit));
     for (int i = 0; i < n; i++)
         if (s->prompts[i] != oldest)
-            budget -= add_rows(s, s->prompts[i], share(s->prompts[i], budget));
+            budget -= add_rows(s, s->prompts[i], share(s->prompts[i], budget, unit));
 }
 
 /* Gens that decode, in turn, as bids without drafts. */

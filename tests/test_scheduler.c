@@ -371,6 +371,27 @@ START_TEST(test_short_prompts_pass_a_long_one_but_do_not_stop_it)
 }
 END_TEST
 
+START_TEST(test_a_long_prompt_gets_on_where_a_step_holds_four_rows)
+{
+    struct rig r;
+    struct sched s;
+    struct err err = {0};
+    rig_open_adapter(&r, &(struct rig_options){0});
+    ck_assert(sched_init(&s, r.adapter, 10, 0, &err));
+    s.pace.row_s = 0.2; /* a large model on a small machine */
+    struct gen *g[] = {admitted(&s, 250, GEN_INTERACTIVE), admitted(&s, 30, GEN_INTERACTIVE),
+                       admitted(&s, 40, GEN_INTERACTIVE)};
+    for (int step = 0; step < 5; step++) {
+        ck_assert(sched_choose(&s));
+        ck_assert_int_eq(rows_of(&s, g[0]), 2); /* the oldest: half */
+        ck_assert_int_eq(rows_of(&s, g[1]), 2); /* the shortest: the rest */
+        computed(&s, 0.8);
+    }
+    end_gens(&s, g, 3);
+    rig_close(&r);
+}
+END_TEST
+
 START_TEST(test_more_sequences_than_rows_take_turns)
 {
     struct rig r;
@@ -438,6 +459,7 @@ int main(void)
     tcase_add_test(t, test_the_whole_cache_for_one);
     tcase_add_test(t, test_prompt_rows_fill_the_time_that_neighbours_allow);
     tcase_add_test(t, test_short_prompts_pass_a_long_one_but_do_not_stop_it);
+    tcase_add_test(t, test_a_long_prompt_gets_on_where_a_step_holds_four_rows);
     tcase_add_test(t, test_more_sequences_than_rows_take_turns);
     tcase_add_test(t, test_arrivals_share_steps);
     suite_add_tcase(suite, t);
