@@ -79,6 +79,8 @@ def markdown(title, machine, table):
            "| --- | ---: | ---: | ---: | ---: |"]
     for test, row in table.tests.items():
         a, b, r = row["inferd"], row["llama.cpp"], ratio(row)
+        if a is None:    # llama-bench measures one stream also where only more were asked for
+            continue
         share = f"{100 * a['bandwidth_share']:.0f} %" if a and a["bandwidth_share"] and test.startswith("tg") else ""
         out.append(f"| {test} | {a['ts']:.1f} | " + (f"{b['ts']:.1f} | {r:.2f} | " if b else " | | ") + f"{share} |")
     return "\n".join(out)
