@@ -4,7 +4,7 @@
 
 #include "bench/gpu_kernels.h"
 
-enum { MAX_ROWS = 256, MAX_BATCH = 256, MAX_LAYERS = 64 };
+enum { MAX_ROWS = 1024, MAX_BATCH = 256, MAX_LAYERS = 64 };
 
 struct bench {
     struct cuda *k;

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { DEFAULT_MAX_ROWS = 256, DEFAULT_MAX_LOGITS = 16, CARD_RESERVE = 512 << 20 };
+enum { DEFAULT_MAX_LOGITS = 16, CARD_RESERVE = 512 << 20 };
 
 struct adapter {
     const struct model *model;
@@ -105,7 +105,7 @@ static void config_from(const struct model *m, const struct adapter_options *o, 
         .embed_scale = m->embed_scale,
         .attn_scale = m->attn_scale,
         .n_rope = m->n_rope,
-        .max_rows = o->max_rows > 0 ? o->max_rows : DEFAULT_MAX_ROWS,
+        .max_rows = o->max_rows > 0 ? o->max_rows : o->device->step_rows,
         .kv_type = o->kv_type,
         .n_threads = o->n_threads,
         .isa = o->isa,

@@ -18,7 +18,7 @@ struct adapter_options {
     int n_ctx;                  /* largest context of one sequence; 0 = the model's own */
     bool n_ctx_given;           /* true: exit instead of lowering it when memory does not allow it */
     int max_seqs;               /* sequences (rows of the page table) */
-    int max_rows;               /* rows of one step; 0 = 256 */
+    int max_rows;               /* rows of one step; 0 = what suits the device */
     int max_logits;             /* rows of one step that want logits; 0 = max(max_seqs, 16) */
     size_t kv_bytes;            /* 0 = a quarter of the available memory, at most what max_seqs * n_ctx needs */
     enum kv_type kv_type;

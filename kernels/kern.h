@@ -44,7 +44,7 @@ struct kern_config {
     float norm_eps;
     enum ffn_act act;
     float embed_scale;          /* 1 except gemma */
-    float attn_scale;           /* q is multiplied by it after rope: 1/sqrt(head_dim) */
+    float attn_scale;           /* q is multiplied by it after rope: 1/sqrt(head_dim) but for Gemma 3 27B */
     struct rope rope[ROPE_MAX];
     int n_rope;
     int max_rows;               /* rows of one step */
@@ -153,6 +153,7 @@ struct kern_facts {
 
 struct kern_device {
     const char *name;           /* "cpu", "cuda", "ref" */
+    int step_rows;              /* of a prompt that keep it busy: the largest step, where none is asked for */
 
     /* Bytes of device memory that are free; false with the reason (ERR_DEVICE) when card `index` cannot be used. NULL: the
      * device is the host, always there. */

@@ -278,6 +278,7 @@ static void cpu_describe(const struct kern *k, char *out, size_t size)
 
 const struct kern_device kern_cpu = {
     .name = "cpu",
+    .step_rows = 256,
     .open = cpu_open,
     .close = cpu_close,
     .mat_bytes = cpu_mat_bytes,

@@ -603,6 +603,7 @@ static void ref_describe(const struct kern *k, char *out, size_t size)
 
 const struct kern_device kern_ref = {
     .name = "ref",
+    .step_rows = 256,
     .open = ref_open,
     .close = ref_close,
     .mat_bytes = ref_mat_bytes,
