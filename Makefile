@@ -42,7 +42,7 @@ kernel_flags    = $(if $(SAN),-O1,-O3) $(if $(isa_of),$(isa_of) $(if $(SAN),-fno
 NVCC       ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA       := $(if $(NVCC),$(if $(filter release,$(CONFIG)),yes))
 CUDA_HOME  := $(if $(NVCC),$(abspath $(dir $(NVCC))..))
-CUDA_FOUND := $(if $(CUDA),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u))
+CUDA_FOUND := $(if $(CUDA),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -xE '[0-9]+' | sort -u))
 CUDA_ARCHS ?= $(or $(CUDA_FOUND),90)
 CUDA_PTX   ?= 75
 CUDA_ALL   := 75 80 86 87 88 89 90 100 103 110 120 121

@@ -14,7 +14,8 @@ static const char *const presets[] = {"llama2",  "llama3",   "llama32", "smollm2
                                       "phi3swa", "phi3long", "qwen3",   "gemma3",  "gemma3lin", "gptoss"};
 static const char *const pairs[][2] = {{"qwen2", "Q4_K_M"}, {"qwen2", "Q5_K_M"}, {"qwen2.5-0.5b", "Q8_0"}, {"llama-3.2-1b", "Q4_K"},
                                        {"smollm2-135m", "Q4_1"}};
-static const char *const chunked[][2] = {{"llama3", "F16"}, {"qwen2", "BF16"}, {"llama3", "Q8_0"}};
+static const char *const chunked[][2] = {{"llama3", "F16"}, {"qwen2", "BF16"}, {"llama3", "Q8_0"},
+                                         {"qwen2.5-0.5b", "F16"}}; /* the last fills a large card with the largest tiles */
 static const char *const small[][2] = {{"llama3", "Q4_0"}, {"smollm2", "F16"}, {"gptoss", "MXFP4"}, {"llama3", "Q4_K"}};
 static const struct {
     const char *preset;

@@ -51,7 +51,7 @@ static double time_split(struct trial *t, const struct shape *s, int split, int 
         .part = {{.rows = rows, .n_tile = layout_tiles(rows)}}, .n_part = 1, .n_tile = layout_tiles(rows), .cols = cols,
         .n_seg = layout_segments(cols), .n_mat = 1, .act = t->k->h, .act_div = 1, .n_col = n_col,
     };
-    return run_graph(t->k, multiply, t, LAUNCHES);
+    return run_graph(t->k, multiply, t, t->copies > LAUNCHES ? t->copies : LAUNCHES);
 }
 
 static bool cost_shape(struct run *r, struct cuda *k, const struct shape *s, enum qtype type, struct err *err)

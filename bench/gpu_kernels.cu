@@ -61,7 +61,7 @@ __device__ static void meet(uint32_t *words, uint32_t round)
         __threadfence();
         if (atomicAdd(&words[0], 1) == gridDim.x * round - 1)
             atomicExch(&words[1], round);
-        while (atomicAdd(&words[1], 0) < round)
+        while (*(volatile uint32_t *)&words[1] < round)
             ;
         __threadfence();
     }

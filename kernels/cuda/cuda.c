@@ -121,6 +121,7 @@ static void close_cuda(struct kern *kern)
     struct cuda *k = (struct cuda *)kern;
     if (k == NULL)
         return;
+    (void)cudaSetDevice(k->cfg.device_index); /* the current device is the thread's */
     /* After a failure these fail too; there is nothing more to do about it. */
     if (k->stream != NULL)
         (void)cudaStreamSynchronize(k->stream);
