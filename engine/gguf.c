@@ -270,12 +270,15 @@ struct split {
     uint32_t no, count, n_tensors;
 };
 
-/* The split.* keys of a shard; count 1 when it has none. */
+/* The split.* keys of a shard; count 1 when it has none, or 0, which llama-gguf-split --merge leaves
+ * in what it makes of shards. */
 static bool read_split(const struct gguf_image *im, struct split *s, struct err *err)
 {
     *s = (struct split){.count = 1};
-    if (!image_u32(im, "split.count", 1, UINT16_MAX, &s->count, err) && err->code)
+    if (!image_u32(im, "split.count", 0, UINT16_MAX, &s->count, err) && err->code)
         return false;
+    if (s->count == 0)
+        s->count = 1;
     if (!image_u32(im, "split.no", 0, UINT16_MAX, &s->no, err) && err->code)
         return false;
     return image_u32(im, "split.tensors.count", 0, INT32_MAX, &s->n_tensors, err) || !err->code;

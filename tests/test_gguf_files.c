@@ -219,8 +219,20 @@ START_TEST(A21_split)
     refused_file(path_of(first), ERR_MODEL, "split.count is 65535");
     save_shard("m.gguf", &(struct shard){0, 2, 2, "llama", "one"});
     refused_file(path_of("m.gguf"), ERR_MODEL, "-00001-of-00002.gguf");
+    remove_dir();
+}
+END_TEST
+
+/* llama-gguf-split --merge sets the count to 0 and keeps the other keys. */
+START_TEST(opens_merged_shards)
+{
+    make_dir();
     save_shard("m.gguf", &(struct shard){0, 0, 2, "llama", "one"});
-    refused_file(path_of("m.gguf"), ERR_MODEL, "split.count: value 0");
+    struct err err = {0};
+    struct gguf *g = gguf_open(path_of("m.gguf"), &err);
+    ck_assert_msg(g != NULL, "%s", err.msg);
+    ck_assert_uint_eq(gguf_n_tensors(g), 1);
+    gguf_close(g);
     remove_dir();
 }
 END_TEST
@@ -283,6 +295,7 @@ int main(void)
     tcase_add_test(tc, reads_every_tiny_model);
     tcase_add_test(tc, drop_data_detaches_the_file);
     tcase_add_test(tc, opens_all_shards);
+    tcase_add_test(tc, opens_merged_shards);
     tcase_add_test(tc, A01_empty_file);
     tcase_add_test(tc, A05_A06_caps);
     tcase_add_test(tc, A21_split);
