@@ -351,7 +351,11 @@ static bool read_shape(struct model *m, struct err *err)
 static bool read_windows(struct model *m, struct err *err)
 {
     struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
-    int window = read_int(&r, "attention.sliding_window", 0, 1 << 24, 0), period = m->family->window_period;
+    /* gpt-oss has no layers but these two kinds; a Gemma 3 with global layers only has no key. */
+    int absent = m->family->flags & FAM_SINKS ? REQUIRED : 0;
+    int window = read_int(&r, "attention.sliding_window", 0, 1 << 24, absent), period = m->family->window_period;
+    if (r.missing[0] != 0)
+        return err_set(err, ERR_MODEL, "missing metadata: %s", r.missing);
     if (period > 0)
         period = read_int(&r, "attention.sliding_window_pattern", 0, 1024, period);
     if (r.bad)
@@ -411,10 +415,21 @@ static bool make_rope(const struct model *m, int n_rot, const struct rope_scalin
     return true;
 }
 
+enum { ROPE_PAIRS = 256 };    /* of the largest head */
+
 static bool rope_factors(const struct model *m, const char *name, int half, const struct gguf_tensor **out, struct err *err)
 {
+    float v[ROPE_PAIRS];
     *out = gguf_tensor(m->gguf, name);
-    return *out == NULL || check_shape(*out, VECTOR, half, 1, 1, err);
+    if (*out == NULL)
+        return true;
+    if (!check_shape(*out, VECTOR, half, 1, 1, err))
+        return false;
+    qtype_dequant_row((*out)->type, (*out)->data, (size_t)half, v);
+    for (int i = 0; i < half; i++)
+        if (!(v[i] >= 1e-3f && isfinite(v[i])))
+            return err_set(err, ERR_MODEL, "tensor %s[%d]: %g, expected a number from 0.001", name, i, (double)v[i]);
+    return true;
 }
 
 bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], struct err *err)
@@ -435,7 +450,7 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
     if (!copy_str(m->gguf, key, kind, sizeof kind, err))
         return false;
     if (!in_range(m->arch, "rope.freq_base", base, 1.001f, 1e12f, err) ||
-        !in_range(m->arch, "rope.scaling.factor", factor, 0, 1e6f, err) ||
+        ((factor < 0 || factor > 0) && !in_range(m->arch, "rope.scaling.factor", factor, 1e-3f, 1e6f, err)) ||
         !in_range(m->arch, "rope.scaling.attn_factor", attn_factor, 1e-3f, 1e3f, err) ||
         !in_range(m->arch, "rope.scaling.yarn_beta_fast", beta_fast, 1e-3f, 1e6f, err) ||
         !in_range(m->arch, "rope.scaling.yarn_beta_slow", beta_slow, 1e-3f, 1e6f, err) ||
@@ -462,6 +477,8 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
         return false;
     if ((shorter == NULL) != (longer == NULL))
         return err_set(err, ERR_MODEL, "tensor rope_factors_%s.weight is missing", shorter == NULL ? "short" : "long");
+    if (strcmp(kind, "longrope") == 0 && longer == NULL && freqs == NULL)
+        return err_set(err, ERR_MODEL, "tensor rope_factors_long.weight is missing (key %s: longrope)", key);
     s.factors = freqs != NULL ? freqs : n_ctx > n_ctx_orig ? longer : shorter;
     memset(rope, 0, ROPE_MAX * sizeof *rope);
     if (!make_rope(m, n_rot, &s, &rope[0], err))

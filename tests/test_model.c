@@ -441,6 +441,28 @@ static void add_wrong_bias(struct ggufw *w, void *arg)
     ggufw_tensor(w, arg, QTYPE_F32, 100, 1, 1);
 }
 
+/* The first value of a tensor whose values lie on a line. */
+struct line {
+    const char *name;
+    float first;
+};
+
+static void set_first(struct ggufw *w, void *arg)
+{
+    const struct line *l = arg;
+    struct ggufw_tensor *t = ggufw_find(w, l->name);
+    ck_assert_ptr_nonnull(t);
+    t->a = l->first;
+}
+
+static void drop_factors(struct ggufw *w, void *arg)
+{
+    (void)arg;
+    ggufw_str(w, "phi3.rope.scaling.type", "longrope");
+    ggufw_drop_tensor(w, "rope_factors_short.weight");
+    ggufw_drop_tensor(w, "rope_factors_long.weight");
+}
+
 static void set_array(struct ggufw *w, void *arg)
 {
     const uint32_t per_layer[2] = {2, 2};
@@ -544,6 +566,21 @@ START_TEST(values_out_of_range)
 }
 END_TEST
 
+START_TEST(angles_that_are_no_numbers)
+{
+    static const float bad[] = {0, -1, 1e-30f, NAN, INFINITY};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct line freqs = {"rope_freqs.weight", bad[i]}, longer = {"rope_factors_long.weight", bad[i]};
+        refused("llama32", "Q8_0", set_first, &freqs, "tensor rope_freqs.weight[", "expected a number from 0.001", NULL);
+        refused("phi3long", "Q8_0", set_first, &longer, "tensor rope_factors_long.weight[", "from 0.001", NULL);
+    }
+    struct value tiny = {"gemma3.rope.scaling.factor", T_F32, bits_of(1e-30f)};
+    refused("gemma3lin", "Q8_0", set_value, &tiny, "rope.scaling.factor", "1e-30", "0.001 to", NULL);
+    refused("phi3long", "Q8_0", drop_factors, NULL, "tensor rope_factors_long.weight is missing", "longrope", NULL);
+    refused("gptoss", "Q8_0", drop_keys, (const char *[]){"gpt-oss.attention.sliding_window", NULL}, "missing metadata", "sliding_window", NULL);
+}
+END_TEST
+
 START_TEST(names_that_are_not_known)
 {
     struct str_value v = {"general.architecture", "mamba"};
@@ -572,6 +609,7 @@ int main(void)
     tcase_add_loop_test(bad, each_tensor_is_checked, 0, 8);
     tcase_add_test(bad, particulars_of_families);
     tcase_add_test(bad, values_out_of_range);
+    tcase_add_test(bad, angles_that_are_no_numbers);
     tcase_add_test(bad, names_that_are_not_known);
     tcase_set_timeout(bad, 60);
     suite_add_tcase(s, good);
