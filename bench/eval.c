@@ -215,6 +215,8 @@ static void score_position(void *arg, int pos, const float *logits)
 static bool eval_perplexity(struct adapter *a, const struct tok *tok, const int32_t *ids, size_t n, struct err *err)
 {
     int n_ctx = adapter_n_ctx(a), windows = (int)(n / (size_t)n_ctx);
+    if (n_ctx < 3)
+        return err_set(err, ERR_USAGE, "--ctx %d: no token counts, expected 3 or more", n_ctx);
     if (windows < 1)
         return err_set(err, ERR_INVALID, "the text has %zu tokens, at least one context of %d is needed", n, n_ctx);
     struct scorer s = {.sampler = sampler_new(adapter_vocab_size(a)), .n = n_ctx, .from = n_ctx / 2};
@@ -376,9 +378,10 @@ static bool parse_options(int argc, char **argv, struct options *o, struct err *
     static const char *const kv_names[] = {"f16", "q8_0", "f32"}, *const devices[] = {"cpu", "ref"};
     int c, pick;
     while ((c = getopt_long(argc, argv, "m:h", longs, NULL)) != -1) {
-        long v = optarg != NULL ? strtol(optarg, NULL, 10) : 0;
+        char *end = NULL;
+        long v = optarg != NULL ? strtol(optarg, &end, 10) : 0;
         bool number = c == TOP || c == GREEDY || c == CTX || c == THREADS;
-        if (number && (v < 1 || v > 1 << 24))
+        if (number && (v < 1 || v > 1 << 24 || *end != 0))
             return err_set(err, ERR_USAGE, "--%s %s: expected a number from 1", longs[c - 1].name, optarg);
         switch (c) {
         case 'm':
@@ -409,6 +412,8 @@ static bool parse_options(int argc, char **argv, struct options *o, struct err *
         default: return err_set(err, ERR_USAGE, "see --help");
         }
     }
+    if (optind < argc)
+        return err_set(err, ERR_USAGE, "\"%.40s\" belongs to no option; see --help", argv[optind]);
     if (o->model == NULL || o->tokenize + o->detokenize + (o->ids != NULL && o->kl == NULL) + (o->kl != NULL) +
                                 (o->perplexity != NULL) != 1)
         return err_set(err, ERR_USAGE, "expected --model and one of --ids, --kl, --perplexity, --tokenize, --detokenize; see --help");
@@ -435,6 +440,8 @@ int main(int argc, char **argv)
     } else if (ok) {
         ok = run_model(g, &o, &err);
     }
+    if (ok && (fflush(stdout) != 0 || ferror(stdout)))
+        ok = err_set(&err, ERR_SYSTEM, "cannot write the output");
     if (!ok)
         fprintf(stderr, "inferd-eval: %s\n", err.msg);
     tok_close(tok);

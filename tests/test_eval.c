@@ -28,7 +28,7 @@ static int run_eval(char **out, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(args, sizeof args, fmt, ap);
     va_end(ap);
-    ck_assert(buf_printf(&command, "%s/inferd-eval %s 2>&1", self, args));
+    ck_assert(buf_printf(&command, "%s/inferd-eval 2>&1 %s", self, args));
     FILE *p = popen(command.data, "r");
     ck_assert_ptr_nonnull(p);
     buf_free(&command);
@@ -238,6 +238,9 @@ START_TEST(perplexity_of_a_text)
     ck_assert_int_eq((int)number(json, "tokens"), count);
     ck_assert_double_eq_tol(number(json, "perplexity") / exp(sum / count), 1, 1e-5);
     json_decref(json);
+    ck_assert_int_eq(run_eval(&out, "--model %s --perplexity %s --ctx 2", model, file), 64);
+    ck_assert_msg(strstr(out, "expected 3 or more") != NULL, "%s", out);
+    free(out);
     ck_assert_int_eq(run_eval(&out, "--model %s --perplexity %s --ctx 512", model, file), 65);
     ck_assert_msg(strstr(out, "at least one context of 512") != NULL, "%s", out);
     free(out);
@@ -270,6 +273,9 @@ START_TEST(wrong_usage)
         {"--model %s --ids 1,512", "expected 0 to 511", 64},
         {"--model %s --ids 1,-2", "expected 0 to 511", 64},
         {"--model %s --ids 1 --top 0", "expected a number from 1", 64},
+        {"--model %s --ids 1 --ctx 4k", "--ctx 4k: expected a number", 64},
+        {"--model %s --ids 1 2 3", "\"2\" belongs to no option", 64},
+        {"--model %s --ids 1 --top 1 >/dev/full", "cannot write the output", 65},
         {"--model %s --ids 1 --kv-type f64", "allowed f16, q8_0, f32", 64},
         {"--model %s --ids 1 --device gpu", "allowed cpu, ref", 64},
         {"--model %s --ids 1,2,3,4 --ctx 3", "the context has 3", 65},
