@@ -301,8 +301,11 @@ static bool run_detokenize(const struct tok *tok, struct err *err)
     int32_t *ids = NULL;
     char *out = NULL;
     size_t n = 0, len = 0;
-    bool ok = read_all(stdin, &text, err) && parse_ids(text.data, tok_n_vocab(tok), &ids, &n, err) &&
-              tok_decode(tok, ids, n, true, &out, &len, err);
+    bool ok = read_all(stdin, &text, err);
+    if (ok && text.len > 0 && memchr(text.data, 0, text.len) != NULL)
+        ok = err_set(err, ERR_USAGE, "the ids hold a NUL byte");
+    ok = ok && parse_ids(text.data, tok_n_vocab(tok), &ids, &n, err) &&
+         tok_decode(tok, ids, n, true, &out, &len, err);
     if (ok)
         tok_tidy(tok, out, &len);
     if (ok)

@@ -32,6 +32,7 @@ struct family {
     int window_period;
     float rope_base_local;        /* sliding layers' own rope base, without scaling; 0 = the same table */
     int by_dim_layers;            /* the model with so many layers divides scores by sqrt(dim / heads): no key says so */
+    int window_4k;                /* of files without the key whose context is 4,096: Phi-3's first conversions */
 };
 
 const struct family *family_find(const char *arch);

@@ -288,6 +288,7 @@ static bool check_unsupported(const struct model *m, struct err *err)
         {"attn_logit_softcapping", 0}, {"final_logit_softcapping", 0}, {"attention.clamp_kqv", 0}, {"attention.scale", 0},
         {"attention.max_alibi_bias", 0}, {"logit_scale", 1}, {"residual_scale", 1}, {"embedding_scale", 1},
         {"rope.scaling.alpha", 0}, {"rope.scaling.yarn_log_multiplier", 0}, {"rope.scaling.yarn_ext_factor", 1},
+        {"rope.scaling.yarn_attn_factor", 1},
     };
     struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
@@ -352,7 +353,7 @@ static bool read_windows(struct model *m, struct err *err)
 {
     struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
     /* gpt-oss has no layers but these two kinds; a Gemma 3 with global layers only has no key. */
-    int absent = m->family->flags & FAM_SINKS ? REQUIRED : 0;
+    int absent = m->family->flags & FAM_SINKS ? REQUIRED : m->n_ctx_train == 4096 ? m->family->window_4k : 0;
     int window = read_int(&r, "attention.sliding_window", 0, 1 << 24, absent), period = m->family->window_period;
     if (r.missing[0] != 0)
         return err_set(err, ERR_MODEL, "missing metadata: %s", r.missing);

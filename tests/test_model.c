@@ -217,6 +217,25 @@ START_TEST(windows_by_layer)
 }
 END_TEST
 
+static void as_converted_first(struct ggufw *w, void *ctx)
+{
+    ggufw_drop(w, "phi3.attention.sliding_window");
+    ggufw_drop(w, "phi3.context_length");
+    ggufw_u32(w, "phi3.context_length", *(uint32_t *)ctx);
+}
+
+START_TEST(phi3_4k_slides_without_a_key)
+{
+    for (int i = 0; i < 2; i++) {
+        uint32_t ctx = i == 0 ? 4096 : 8192;
+        struct opened o = open_tiny("phi3", "Q4_0", as_converted_first, &ctx);
+        ck_assert_msg(o.model != NULL, "%s", o.err.msg);
+        ck_assert_int_eq(o.model->layer[0].window, i == 0 ? 2047 : 0);
+        close_tiny(&o);
+    }
+}
+END_TEST
+
 /* Keys and tensors of real files that ask for nothing; Gemma 3 27B's scores are divided by another number. */
 static void add_harmless(struct ggufw *w, void *arg)
 {
@@ -504,6 +523,7 @@ START_TEST(particulars_of_families)
         {"llama3", {"llama.embedding_scale", T_F32, bits_of(12)}, "embedding_scale", "12", "expected 1"},
         {"llama3", {"llama.logit_scale", T_U32, 1}, "logit_scale", "type u32", "f32"},
         {"qwen2", {"qwen2.rope.scaling.yarn_ext_factor", T_F32, bits_of(0)}, "yarn_ext_factor", "0", "expected 1"},
+        {"qwen2", {"qwen2.rope.scaling.yarn_attn_factor", T_F32, bits_of(3)}, "yarn_attn_factor", "3", "expected 1"},
         {"gptoss", {"gpt-oss.rope.scaling.yarn_beta_fast", T_F32, bits_of(0)}, "yarn_beta_fast", "0", "allowed"},
         {"gemma3", {"gemma3.attention.sliding_window_pattern", T_U32, 1025}, "sliding_window_pattern", "1025", "0 to"},
     };
@@ -600,6 +620,7 @@ int main(void)
     tcase_add_test(good, reads_every_family);
     tcase_add_test(good, binds_every_weight);
     tcase_add_test(good, windows_by_layer);
+    tcase_add_test(good, phi3_4k_slides_without_a_key);
     tcase_add_test(good, what_real_files_hold_besides);
     tcase_add_test(good, names_the_quantisation);
     tcase_add_test(good, rope_tables);

@@ -271,6 +271,16 @@ static void number_space(struct ggufw *w)
 {
     ggufw_u32(w, "tokenizer.ggml.add_space_prefix", 1);
 }
+static void endless_special(struct ggufw *w)
+{
+    char text[258] = {0};
+    struct piece p[] = {{"<unk>", UNKNOWN, 0}, {"<s>", CONTROL, 0}, {"</s>", CONTROL, 0}, {text, USER, 0}};
+    memset(text, 'a', sizeof text - 1);
+    ggufw_drop(w, "tokenizer.ggml.tokens");
+    ggufw_drop(w, "tokenizer.ggml.token_type");
+    ggufw_drop(w, "tokenizer.ggml.scores");
+    set_pieces(w, p, sizeof p / sizeof *p);
+}
 
 static const struct {
     void (*spoil)(struct ggufw *w);
@@ -306,6 +316,7 @@ static const struct {
     {add_no_bos, true, "bos_token_id"},
     {add_no_eos, true, "eos_token_id"},
     {number_space, false, "add_space_prefix"},
+    {endless_special, false, "tokens: token 3, a special one, has 257 bytes"},
 };
 
 START_TEST(malformed_vocabularies_name_their_key)

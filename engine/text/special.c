@@ -11,6 +11,9 @@ struct special_node {
     unsigned char byte;
 };
 
+/* Each is looked for at every place of a text: its length bounds the time. Published ones have up to 40 bytes. */
+enum { LONGEST = 256 };
+
 static bool is_special(const struct vocab *v, int32_t id)
 {
     uint8_t kind = v->kind[id];
@@ -51,6 +54,9 @@ bool special_build(struct special *s, const struct vocab *v, struct err *err)
             continue;
         const struct gguf_str *t = &v->text[id];
         int32_t node = -1;
+        if (t->len > LONGEST)
+            return err_set(err, ERR_MODEL, "key tokenizer.ggml.tokens: token %d, a special one, has %zu bytes, allowed are %d",
+                           (int)id, t->len, LONGEST);
         for (size_t i = 0; i < t->len; i++) {
             node = step(s, node, (unsigned char)t->s[i]);
             if (node < 0)
