@@ -4,9 +4,15 @@
 #include "kernels/cuda/act.cuh"
 #include "kernels/cuda/attn.cuh"
 
-enum { SHARED_FLOATS = 8192 };
+enum { SHARED_FLOATS = 8192, MERGE_BATCH = 8 };
 
 /* ---- helpers ---- */
+
+/* Floats of a head's query in shared memory: whole float4s. */
+__host__ __device__ static int query_floats(int head_dim)
+{
+    return (head_dim + 3) / 4 * 4;
+}
 
 /* Running state of one value of one head; l < 0: no keys yet. */
 struct state {
@@ -26,24 +32,50 @@ __device__ static struct state merge(struct state a, struct state b)
     return a;
 }
 
-/* Scores of the thread's key for G heads: sequential over the dimensions. */
+/* s[g] = q[g] . the n values in v, whose first dimension is d; only those below `most` are used. */
 template <enum kv_type KV, int G>
-__device__ static void score(const struct kv_cache &kv, uint8_t *block, int p, const float *q, float s[G])
+__device__ static void score_word(uint4 v, float scale, const float *q, int ld, int d, int most, float s[G])
 {
     constexpr int n = 16 / kv_of<KV>::bytes;
-    for (int d = 0; d < kv.head_dim; d += n) {
-        uint4 v = *(const uint4 *)(block + ((size_t)(d / n) * NUM_TILE + (size_t)p) * 16);
-        const uint32_t w[4] = {v.x, v.y, v.z, v.w};
-        float scale = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, p, d)) : 0;
+    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int e = 0; e < n; e++) {
-            if (d + e >= kv.head_dim)
-                break;
-            float key = kv_word<KV>(w, e, scale);
+    for (int e = 0; e < n; e += 4) {
 #pragma unroll
-            for (int g = 0; g < G; g++)
-                s[g] = fmaf(q[g * kv.head_dim + d + e], key, s[g]);
+        for (int g = 0; g < G; g++) {
+            float4 x = *(const float4 *)(q + g * ld + d + e);
+            const float part[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (e + i < most)
+                    s[g] = fmaf(part[i], kv_word<KV>(w, e + i, scale), s[g]);
         }
+    }
+}
+
+/* Scores of the thread's key for G heads, each of ld floats: sequential over the dimensions, a batch of loads under way. */
+template <enum kv_type KV, int G>
+__device__ static void score(const struct kv_cache &kv, uint8_t *block, int p, const float *q, int ld, float s[G])
+{
+    constexpr int n = 16 / kv_of<KV>::bytes, batch = KV != KV_Q8_0 ? 8 : G < 8 ? 4 : 2;
+    const uint4 *in = (const uint4 *)block + p;
+    int whole = kv.head_dim / n, rest = kv.head_dim % n;
+    for (int c = 0; c < whole; c += batch) {
+        uint4 v[batch];
+        float scale[batch];
+#pragma unroll
+        for (int i = 0; i < batch; i++) {
+            int at = c + i < whole ? c + i : c;
+            v[i] = in[at * NUM_TILE];
+            scale[i] = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, p, at * n)) : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < batch; i++)
+            if (c + i < whole)
+                score_word<KV, G>(v[i], scale[i], q, ld, (c + i) * n, n, s);
+    }
+    if (rest > 0) { /* beyond the dimensions there may be anything */
+        float scale = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, p, whole * n)) : 0;
+        score_word<KV, G>(in[whole * NUM_TILE], scale, q, ld, whole * n, rest, s);
     }
 }
 
@@ -67,41 +99,64 @@ __device__ static void soften(float s, bool visible, float *p, float *m, float *
     }
 }
 
-/* o[g][tile][d] for the thread's tile: sequential over its visible keys lo..hi (indices in the tile). */
+/* o[g][tile][d] for the thread's tile: sequential over its visible keys lo..hi (indices in the tile). A batch of keys is read
+ * at once, seen or not; two dimensions a thread where values are short (a row of values is even, and what lies beyond the
+ * dimensions goes nowhere). */
 template <enum kv_type KV, int G>
 __device__ static void weigh_values(const struct kv_cache &kv, uint8_t *block, int lo, int hi, const float p[G][NUM_SPLIT],
                                     float *o)
 {
+    constexpr int wide = kv_pair<KV>::n, batch = KV == KV_Q8_0 && G == 8 ? 4 : 16;
     int tile = (int)threadIdx.x / NUM_TILE;
-    for (int d = (int)threadIdx.x % NUM_TILE; d < kv.head_dim; d += NUM_TILE) {
-        float sum[G] = {};
-        for (int key = lo; key <= hi; key++) {
-            float scale = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, key, d)) : 0;
-            float v = kv_value<KV>(block, kv_index<KV>(kv, true, key, d), scale);
+    for (int d = (int)threadIdx.x % NUM_TILE * wide; d < kv.head_dim; d += NUM_TILE * wide) {
+        float sum[G][wide] = {};
+        for (int key = lo / batch * batch; key <= hi; key += batch) {
+            kv_pair<KV> v[batch];
+            float scale[batch];
 #pragma unroll
-            for (int g = 0; g < G; g++)
-                sum[g] = fmaf(p[g][tile * NUM_TILE + key], v, sum[g]);
+            for (int j = 0; j < batch; j++) {
+                v[j].read(block, kv_index<KV>(kv, true, key + j, d));
+                scale[j] = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, key + j, d)) : 0;
+            }
+#pragma unroll
+            for (int j = 0; j < batch; j += 4) {
+#pragma unroll
+                for (int g = 0; g < G; g++) {
+                    float4 x = *(const float4 *)&p[g][tile * NUM_TILE + key + j];
+                    const float weight[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+                    for (int e = j; e < j + 4; e++)
+#pragma unroll
+                        for (int i = 0; i < wide; i++)
+                            if (key + e >= lo && key + e <= hi)
+                                sum[g][i] = fmaf(weight[e - j], v[e].value(i, scale[e]), sum[g][i]);
+                }
+            }
         }
 #pragma unroll
         for (int g = 0; g < G; g++)
-            o[(g * TILES + tile) * kv.head_dim + d] = sum[g];
+#pragma unroll
+            for (int i = 0; i < wide; i++)
+                if (d + i < kv.head_dim)
+                    o[(g * TILES + tile) * kv.head_dim + d + i] = sum[g][i];
     }
 }
 
 /* ---- kernels ---- */
 
-/* Grid: splits (or 1) x KV heads * passes x rows. Dynamic shared memory: q (G, hd), tiles' o (G, 4, hd), running states. */
+/* Grid: splits (or 1) x KV heads * passes x rows. Dynamic shared memory: q (G, ld), tiles' o (G, 4, hd), running states. */
 template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_THREADS, 2) k_attn(struct attn_args a)
 {
     kernel_begin();
-    DYNAMIC_SHARED(float, shared);
-    __shared__ float p[G][NUM_SPLIT], m[G][TILES], l[G][TILES], scratch[ATTN_THREADS / WARP];
-    int tid = (int)threadIdx.x, tile = tid / NUM_TILE, row = (int)blockIdx.z, hd = a.kv.head_dim;
+    DYNAMIC_SHARED(float4, shared);
+    __shared__ __align__(16) float p[G][NUM_SPLIT];
+    __shared__ float m[G][TILES], l[G][TILES], scratch[ATTN_THREADS / WARP];
+    int tid = (int)threadIdx.x, tile = tid / NUM_TILE, row = (int)blockIdx.z, hd = a.kv.head_dim, ld = query_floats(hd);
     int group = a.n_head / a.kv.n_kv_head, kv_head = (int)blockIdx.y / a.passes;
     int g0 = (int)blockIdx.y % a.passes * G, n = group - g0 < G ? group - g0 : G, head0 = kv_head * group + g0;
     int pos = a.step.pos[row], first = first_key(pos, a.window);
     const int32_t *pages = a.step.pages + a.step.page_at[row];
-    float *q = shared, *o = q + G * hd;
+    float *q = (float *)shared, *o = q + G * ld;
     struct state *run = (struct state *)(o + G * TILES * hd);
     int begin = first / NUM_SPLIT, end = pos / NUM_SPLIT;
     if (!a.all) {
@@ -110,10 +165,13 @@ template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_
             return;
         end = begin;
     }
-    for (int i = tid; i < G * hd; i += ATTN_THREADS) {
-        q[i] = i < n * hd ? a.q[((size_t)row * (size_t)a.n_head + (size_t)head0) * (size_t)hd + (size_t)i] : 0;
-        run[i].l = -1;
+    for (int i = tid; i < G * ld; i += ATTN_THREADS) {
+        int g = i / ld, d = i % ld;
+        size_t head = (size_t)row * (size_t)a.n_head + (size_t)(head0 + g);
+        q[i] = g < n && d < hd ? a.q[head * (size_t)hd + (size_t)d] : 0;
     }
+    for (int i = tid; i < G * hd; i += ATTN_THREADS)
+        run[i].l = -1;
     __syncthreads();
     for (int s = begin; s <= end; s++) {
         int at = s * NUM_SPLIT + tile * NUM_TILE, key = s * NUM_SPLIT + tid;
@@ -122,7 +180,7 @@ template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_
         int page = any ? pages[at / NUM_TILE] : 0;
         float sums[G] = {};
         if (visible)
-            score<KV, G>(a.kv, kv_block(a.kv, page, a.layer, false, kv_head), tid % NUM_TILE, q, sums);
+            score<KV, G>(a.kv, kv_block(a.kv, page, a.layer, false, kv_head), tid % NUM_TILE, q, ld, sums);
 #pragma unroll
         for (int g = 0; g < G; g++)
             soften(sums[g], visible, p[g], m[g], l[g], scratch); /* p is whole after its last barrier */
@@ -164,10 +222,19 @@ __global__ static void __launch_bounds__(ATTN_THREADS) k_merge(struct attn_args 
     if (i < width) {
         int pos = a.step.pos[row], n = a.all ? 1 : pos / NUM_SPLIT - first_key(pos, a.window) / NUM_SPLIT + 1;
         struct state s = {0, -1, 0};
-        for (int part = 0; part < n; part++) {
-            size_t at = (size_t)(row * a.n_part + part) * (size_t)a.n_head + (size_t)(i / hd);
-            struct state b = {a.part_ml[2 * at], a.part_ml[2 * at + 1], a.part_o[at * (size_t)hd + (size_t)(i % hd)]};
-            s = merge(s, b);
+        for (int first = 0; first < n; first += MERGE_BATCH) {
+            struct state part[MERGE_BATCH];
+#pragma unroll
+            for (int j = 0; j < MERGE_BATCH; j++) {
+                if (first + j >= n)
+                    continue;
+                size_t at = (size_t)(row * a.n_part + first + j) * (size_t)a.n_head + (size_t)(i / hd);
+                part[j] = {a.part_ml[2 * at], a.part_ml[2 * at + 1], a.part_o[at * (size_t)hd + (size_t)(i % hd)]};
+            }
+#pragma unroll
+            for (int j = 0; j < MERGE_BATCH; j++)
+                if (first + j < n)
+                    s = merge(s, part[j]);
         }
         if (sinks != NULL) {
             float fa, fb;
@@ -187,7 +254,7 @@ template <enum kv_type KV, int G> static void run(struct cuda *k, struct attn_ar
     int group = a->n_head / a->kv.n_kv_head;
     a->passes = (group + G - 1) / G;
     dim3 grid((unsigned)splits, (unsigned)(a->kv.n_kv_head * a->passes), (unsigned)k->n_rows);
-    size_t shared = (size_t)(G * a->kv.head_dim) * (1 + TILES + 3) * sizeof(float);
+    size_t shared = (size_t)(G * (query_floats(a->kv.head_dim) + a->kv.head_dim * (TILES + 3))) * sizeof(float);
     auto kernel = k_attn<KV, G>;
     LAUNCH(k, kernel, grid, dim3(ATTN_THREADS), shared, *a);
     CU_NOTE(k, "attention");

@@ -77,4 +77,25 @@ template <enum kv_type KV> __device__ inline float kv_word(const uint32_t w[4], 
         return scale * (float)(int8_t)(w[i / 4] >> 8 * (i % 4));
 }
 
+/* Neighbouring values that one thread reads at once: two short ones, from an even index, or a float. */
+template <enum kv_type KV> struct kv_pair;
+template <> struct kv_pair<KV_F16> {
+    static constexpr int n = 2;
+    uint32_t w;
+    __device__ void read(const uint8_t *block, int at) { w = *(const uint32_t *)((const uint16_t *)block + at); }
+    __device__ float value(int i, float) const { return half_of(w, i); }
+};
+template <> struct kv_pair<KV_Q8_0> {
+    static constexpr int n = 2;
+    uint16_t w;
+    __device__ void read(const uint8_t *block, int at) { w = *(const uint16_t *)(block + at); }
+    __device__ float value(int i, float scale) const { return scale * (float)(int8_t)(w >> 8 * i); }
+};
+template <> struct kv_pair<KV_F32> {
+    static constexpr int n = 1;
+    float x;
+    __device__ void read(const uint8_t *block, int at) { x = ((const float *)block)[at]; }
+    __device__ float value(int, float) const { return x; }
+};
+
 #endif
