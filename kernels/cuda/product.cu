@@ -4,7 +4,10 @@
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/product.cuh"
 
-enum { WAVE = 32, PRODUCT_THREADS = WAVE * TILE_ROWS, FEW = 8 };
+enum { WAVE = 32, PRODUCT_THREADS = WAVE * TILE_ROWS, HALF = 4, FEW = 8 };
+
+/* Sums in shared memory lie so that a warp meets each bank once: it writes 8 rows x 4 segments and reads 4 columns x 8 rows. */
+enum { SUM_ROW = WAVE + 4, SUM_COL = TILE_ROWS * SUM_ROW + 1 };
 
 /* ---- helpers ---- */
 
@@ -25,9 +28,12 @@ template <int T> struct segment_words {
     }
 };
 
-/* acc = the segment's chain for the columns that begin at `first`, of quantised weights. */
+/* acc = the segment's chain for the columns whose activations begin at block col[] of 32, of quantised weights. Few
+ * branches, so that loads go ahead of the sums as far as registers allow: up to 4 columns at a time, and all blocks of one
+ * column, where a block past the end is computed from whatever lies there and dropped. */
 template <int T, int N>
-__device__ static void sum_quantised(const struct product &p, struct place at, int s, int first, int n, float acc[N])
+__device__ static void sum_quantised(const struct product &p, struct place at, int s, const uint32_t col[N], int n,
+                                     float acc[N])
 {
     struct segment_words<T> words;
 #pragma unroll
@@ -42,7 +48,7 @@ __device__ static void sum_quantised(const struct product &p, struct place at, i
     int n_block = p.cols / NUM_BLOCK - s * SEGMENT_BLOCKS;
 #pragma unroll
     for (int j = 0; j < SEGMENT_BLOCKS; j++) {
-        if (j >= n_block)
+        if (N > 1 && j >= n_block)
             break;
         uint32_t lo[4], hi[4];
 #pragma unroll
@@ -51,19 +57,20 @@ __device__ static void sum_quantised(const struct product &p, struct place at, i
         struct terms terms = terms_of<T>(head, j);
 #pragma unroll
         for (int c = 0; c < N; c++) {
-            if (c >= n)
+            if (c == HALF && n <= HALF)
                 break;
-            size_t a = act_at(p, first + c, s) + (size_t)j * NUM_BLOCK;
-            const int4 *q = (const int4 *)(p.act.q + a);
+            size_t a = (size_t)(col[c] + (uint32_t)(s * SEGMENT_BLOCKS + j));
+            const int4 *q = (const int4 *)(p.act.q + a * NUM_BLOCK);
             int32_t dot[2] = {dot_16(lo, q[0]), dot_16(hi, q[1])};
-            acc[c] = add_block<T>(terms, dot, layout_of(T).offset, p.act.s[a / NUM_BLOCK], acc[c]);
+            float sum = add_block<T>(terms, dot, layout_of(T).offset, p.act.s[a], acc[c]);
+            acc[c] = j < n_block ? sum : acc[c];
         }
     }
 }
 
 /* The same of float weights, one fused step a weight. */
 template <int T, int N>
-__device__ static void sum_float(const struct product &p, struct place at, int s, int first, int n, float acc[N])
+__device__ static void sum_float(const struct product &p, struct place at, int s, const uint32_t col[N], int n, float acc[N])
 {
     constexpr int per_word = T == QTYPE_F32 ? 1 : 2, per_chunk = CHUNK_WORDS * per_word;
     int left = p.cols - s * SEGMENT;
@@ -74,9 +81,9 @@ __device__ static void sum_float(const struct product &p, struct place at, int s
         bool whole = (i + 1) * per_chunk <= left;
 #pragma unroll
         for (int c = 0; c < N; c++) {
-            if (c >= n)
+            if (c == HALF && n <= HALF)
                 break;
-            const float *x = p.act.x + act_at(p, first + c, s) + (size_t)(i * per_chunk);
+            const float *x = p.act.x + (size_t)col[c] * NUM_BLOCK + (size_t)(s * SEGMENT + i * per_chunk);
 #pragma unroll
             for (int e = 0; e < per_chunk; e++)
                 if (whole || i * per_chunk + e < left)
@@ -95,18 +102,24 @@ template <int T> __device__ static void prefetch_segment(struct place at)
 
 /* ---- kernels ---- */
 
-/* Block x: a tile of 8 rows; block y: N columns. blockDim is 8 rows x as many segments as a wave takes. */
-template <int T, int N> __global__ static void __launch_bounds__(PRODUCT_THREADS, N == 1 ? 4 : 2) k_product(struct product p)
+/* Block x: a tile of 8 rows; block y: N columns, the last again for those that are not there. blockDim is 8 rows x as many
+ * segments as a wave takes. */
+template <int T, int N>
+__global__ static void __launch_bounds__(PRODUCT_THREADS, N == 1 ? 4 : N == 2 ? 3 : 2) k_product(struct product p)
 {
-    __shared__ float sums[N][TILE_ROWS][WAVE + 1];
+    __shared__ float sums[N * SUM_COL];
     int tid = (int)threadIdx.x, row = tid % TILE_ROWS, wave = (int)blockDim.x / TILE_ROWS;
-    int first = (int)blockIdx.y * N, n = p.n_col - first < N ? p.n_col - first : N;
+    int first = (int)blockIdx.y * N, n = N > 1 && p.n_col - first < N ? p.n_col - first : N;
     int tile = (int)blockIdx.x;
     struct product_part part = part_of(p, &tile);
     if (p.prefetch && tid / TILE_ROWS < p.n_seg)
         prefetch_segment<T>(place_of<T>(part.w, p.n_mat, part.n_tile, p.n_seg, 0, tile, tid / TILE_ROWS, row));
     kernel_begin();
     int mat = p.which != NULL ? p.which[first] : 0;
+    uint32_t col[N];
+#pragma unroll
+    for (int c = 0; c < N; c++)
+        col[c] = (uint32_t)(act_at(p, first + (c < n ? c : n - 1), 0) / NUM_BLOCK);
     float total = 0;
     for (int s0 = 0; s0 < p.n_seg; s0 += wave) {
         int s = s0 + tid / TILE_ROWS;
@@ -114,19 +127,19 @@ template <int T, int N> __global__ static void __launch_bounds__(PRODUCT_THREADS
         if (s < p.n_seg) {
             struct place at = place_of<T>(part.w, p.n_mat, part.n_tile, p.n_seg, mat, tile, s, row);
             if constexpr (is_quantised(T))
-                sum_quantised<T, N>(p, at, s, first, n, acc);
+                sum_quantised<T, N>(p, at, s, col, n, acc);
             else
-                sum_float<T, N>(p, at, s, first, n, acc);
+                sum_float<T, N>(p, at, s, col, n, acc);
         }
         if (s0 > 0)
             __syncthreads();
 #pragma unroll
         for (int c = 0; c < N; c++)
-            sums[c][row][tid / TILE_ROWS] = acc[c];
+            sums[c * SUM_COL + row * SUM_ROW + tid / TILE_ROWS] = acc[c];
         __syncthreads();
         if (tid < n * TILE_ROWS)
             for (int i = 0; i < wave && s0 + i < p.n_seg; i++) {
-                float v = sums[tid / TILE_ROWS][row][i];
+                float v = sums[tid / TILE_ROWS * SUM_COL + row * SUM_ROW + i];
                 total = s0 + i == 0 ? v : total + v;
             }
     }
@@ -141,11 +154,15 @@ template <int T> static void run(struct cuda *k, const struct product *p)
 {
     /* Enough threads for a tile's segments, whole warps, and a lane for each of the sums. */
     int wave = p->n_seg < WAVE ? (p->n_seg + 3) / 4 * 4 : WAVE;
-    int n = p->n_col == 1 || p->which != NULL ? 1 : FEW;
+    int n = p->n_col == 1 || p->which != NULL ? 1 : p->n_col == 2 ? 2 : p->n_col <= HALF ? HALF : FEW;
     wave = wave < n ? n : wave;
     dim3 grid((unsigned)p->n_tile, (unsigned)((p->n_col + n - 1) / n)), block((unsigned)(wave * TILE_ROWS));
     if (n == 1)
         LAUNCH(k, (k_product<T, 1>), grid, block, 0, *p);
+    else if (n == 2)
+        LAUNCH(k, (k_product<T, 2>), grid, block, 0, *p);
+    else if (n == HALF)
+        LAUNCH(k, (k_product<T, HALF>), grid, block, 0, *p);
     else
         LAUNCH(k, (k_product<T, FEW>), grid, block, 0, *p);
     CU_NOTE(k, "product");

@@ -2,7 +2,7 @@
 #include "kernels/cuda/act.cuh"
 #include "kernels/cuda/kv.cuh"
 
-enum { GROUP_THREADS = 512, ROW_THREADS = 256, HEAD_THREADS = 64, HEAD_DIM_MAX = 512 };
+enum { GROUP_THREADS = 512, NORM_THREADS = 1024, ROW_THREADS = 256, HEAD_THREADS = 64, HEAD_DIM_MAX = 512 };
 
 /* ---- helpers ---- */
 
@@ -14,6 +14,7 @@ __device__ static float norm_scale(const float *x, int n, float eps)
     int tid = (int)threadIdx.x;
     if (tid < NUM_NORM_LANES) {
         float s = 0;
+#pragma unroll 8
         for (int i = tid; i < n; i += NUM_NORM_LANES)
             s = fmaf(x[i], x[i], s);
         sums[tid] = s;
@@ -31,19 +32,19 @@ __device__ static float norm_scale(const float *x, int n, float eps)
 /* ---- kernels ---- */
 
 /* One block a row: adds the pending branch, norms, quantises. */
-__global__ static void __launch_bounds__(ROW_THREADS) k_norm(struct norm_args a)
+template <int THREADS> __global__ static void __launch_bounds__(THREADS) k_norm(struct norm_args a)
 {
     kernel_begin();
     int row = a.rows != NULL ? a.rows[blockIdx.x] : (int)blockIdx.x, tid = (int)threadIdx.x;
     float *x = a.x + (size_t)row * (size_t)a.dim, *y = a.y + (size_t)row * (size_t)a.dim;
     if (a.has_pending) {
         float post = a.pending_norm != NULL ? norm_scale(y, a.dim, a.eps) : 0;
-        for (int i = tid; i < a.dim; i += ROW_THREADS)
+        for (int i = tid; i < a.dim; i += THREADS)
             x[i] = x[i] + (a.pending_norm != NULL ? y[i] * post * a.pending_norm[i] : y[i]);
         __syncthreads();
     }
     float scale = norm_scale(x, a.dim, a.eps);
-    for (int i = tid; i - tid % WARP < a.dim; i += ROW_THREADS)
+    for (int i = tid; i - tid % WARP < a.dim; i += THREADS)
         store_act(a.out, (int)blockIdx.x, i, a.dim, i < a.dim ? x[i] * scale * a.norm[i] : 0);
 }
 
@@ -238,7 +239,11 @@ static unsigned blocks_of(int n)
 
 extern "C" void launch_norm(struct cuda *k, const struct norm_args *a)
 {
-    LAUNCH(k, k_norm, dim3((unsigned)a->n), dim3(ROW_THREADS), 0, *a);
+    /* Few rows have a multiprocessor each; of many, more fit beside each other in small blocks. */
+    if (a->n <= k->n_sm)
+        LAUNCH(k, k_norm<NORM_THREADS>, dim3((unsigned)a->n), dim3(NORM_THREADS), 0, *a);
+    else
+        LAUNCH(k, k_norm<ROW_THREADS>, dim3((unsigned)a->n), dim3(ROW_THREADS), 0, *a);
     CU_NOTE(k, "norm");
 }
 
