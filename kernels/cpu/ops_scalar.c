@@ -1,4 +1,5 @@
 /* Eight lanes as an array: for CPUs without AVX2, and the second opinion of the tests. */
+#include "kernels/cpu/features.h"
 #include "kernels/cpu/ops.h"
 
 typedef struct {
@@ -94,9 +95,8 @@ const struct cpu_ops cpu_ops_scalar = CPU_OPS_TABLE("scalar");
 const struct cpu_ops *cpu_ops(enum isa isa)
 {
 #if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (isa != ISA_SCALAR)    /* the wider levels differ from AVX2 in their products alone */
-        return avx2 ? &cpu_ops_avx2 : isa == ISA_BEST ? &cpu_ops_scalar : NULL;
+        return cpu_has_avx2() ? &cpu_ops_avx2 : isa == ISA_BEST ? &cpu_ops_scalar : NULL;
 #else
     if (isa != ISA_SCALAR && isa != ISA_BEST)
         return NULL;
