@@ -101,9 +101,9 @@ static void vllm_names(struct buf *b, const char *model, const struct engine_sta
     labelled(b, "vllm:num_requests_waiting", "gauge", "Requests waiting.", model, s->queued);
     labelled(b, "vllm:kv_cache_usage_perc", "gauge", "KV cache in use, 0..1.", model, kv_use);
     labelled(b, "vllm:gpu_cache_usage_perc", "gauge", "KV cache in use, 0..1.", model, kv_use);
-    labelled(b, "vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up.", model,
+    labelled(b, "vllm:prefix_cache_queries_total", "counter", "Tokens of prompts and resumed outputs looked up.", model,
              (double)s->prefix_queries);
-    labelled(b, "vllm:prefix_cache_hits_total", "counter", "Prompt tokens found.", model, (double)s->prefix_hits);
+    labelled(b, "vllm:prefix_cache_hits_total", "counter", "Tokens of them found.", model, (double)s->prefix_hits);
     labelled(b, "vllm:prompt_tokens_total", "counter", "Prompt tokens.", model, (double)s->tokens_in);
     labelled(b, "vllm:generation_tokens_total", "counter", "Generated tokens.", model, (double)s->tokens_out);
 }
@@ -136,8 +136,8 @@ void metrics_text(struct api *a, struct buf *b)
     one(b, "inferd_requests_running", "gauge", "Requests running.", s.running);
     one(b, "inferd_requests_waiting", "gauge", "Requests waiting.", s.queued);
     one(b, "inferd_kv_cache_usage_ratio", "gauge", "KV cache in use, 0..1.", kv_use);
-    one(b, "inferd_prefix_cache_queries_total", "counter", "Prompt tokens looked up.", (double)s.prefix_queries);
-    one(b, "inferd_prefix_cache_hits_total", "counter", "Prompt tokens found.", (double)s.prefix_hits);
+    one(b, "inferd_prefix_cache_queries_total", "counter", "Tokens of prompts and resumed outputs looked up.", (double)s.prefix_queries);
+    one(b, "inferd_prefix_cache_hits_total", "counter", "Tokens of them found.", (double)s.prefix_hits);
     one(b, "inferd_batch_size", "gauge", "Rows of the last step.", s.last_batch);
     one(b, "inferd_steps_total", "counter", "Engine steps.", (double)s.steps);
     one(b, "inferd_speculation_drafted_total", "counter", "Tokens drafted.", (double)s.draft_tokens);

@@ -12,8 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RESIDENT_CHECK_S = 60 };
-enum { IDLE_MS = 100 }; /* between two signs of life when there is nothing to do */
+enum {
+    IDLE_MS = 100,         /* between two signs of life when there is nothing to do */
+    RESIDENT_CHECK_S = 60, /* between two looks at where the weights are */
+};
 
 struct counters {
     atomic_int running, queued, pages_used, last_batch;

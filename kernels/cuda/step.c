@@ -13,7 +13,8 @@ static struct dev_step lay_out(const struct cuda *k, uint8_t *base, size_t *byte
 {
     size_t n = (size_t)k->n_rows, angles = n * (size_t)k->cfg.n_rope * (size_t)(k->cfg.head_dim / 2);
     int32_t *at = (int32_t *)(void *)(base + (size_t)k->n_logits * sizeof(struct draw));
-    struct dev_step s = {.draw = (struct draw *)(void *)base, .pos = at, .token = at + n, .page_at = at + 2 * n, .run = at + 3 * n, .logit_row = at + 5 * n};
+    struct dev_step s = {.draw = (struct draw *)(void *)base, .pos = at, .token = at + n, .page_at = at + 2 * n,
+                         .run = at + 3 * n, .logit_row = at + 5 * n};
     s.cos = (float *)(void *)(s.logit_row + k->n_logits);
     s.sin = s.cos + angles;
     s.pages = (int32_t *)(void *)(s.sin + angles);
