@@ -130,7 +130,7 @@ static const struct {
 /* The same steps with kernels that start before the one before has ended. */
 static bool run_overlapped(struct run *r, struct bench *b, struct err *err)
 {
-    if (b->k->code < CODE_OVERLAP)
+    if (!b->k->can_overlap)
         return true;
     cuda_graph_close(b->k);
     b->k->overlap = true;

@@ -135,7 +135,7 @@ bool card_launches(struct run *r, struct err *err)
         return false;
     struct ticks t = {k, (uint32_t *)(void *)k->logits, n};
     double overlapped = 0, stream = best_of(k, tick_many, &n) / n, graph = run_graph(k, tick, &t, n);
-    if (k->code >= CODE_OVERLAP) {
+    if (k->can_overlap) {
         k->overlap = true;
         overlapped = run_graph(k, tick, &t, n);
         k->overlap = false;

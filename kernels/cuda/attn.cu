@@ -73,8 +73,8 @@ __device__ static void score(const struct kv_cache &kv, uint8_t *block, int p, c
             if (c + i < whole)
                 score_word<KV, G>(v[i], scale[i], q, ld, (c + i) * n, n, s);
     }
-    if (rest > 0) { /* beyond the dimensions there may be anything */
-        float scale = KV == KV_Q8_0 ? half_to_float(*kv_scale(kv, block, p, whole * n)) : 0;
+    if (KV == KV_Q8_0 && rest > 0) { /* heads are multiples of 8; beyond the dimensions there may be anything */
+        float scale = half_to_float(*kv_scale(kv, block, p, whole * n));
         score_word<KV, G>(in[whole * NUM_TILE], scale, q, ld, whole * n, rest, s);
     }
 }

@@ -59,6 +59,7 @@ static bool choose_card(struct cuda *k, struct err *err)
     k->capability = prop.major * 10 + prop.minor;
     k->n_sm = prop.multiProcessorCount;
     k->code = tile_code();
+    k->can_overlap = k->code >= CODE_OVERLAP && driver >= OVERLAP_CUDA && CUDART_VERSION >= OVERLAP_CUDA;
     snprintf(k->name, sizeof k->name, "%.200s", prop.name);
     if (k->code >= CODE_TILE && !half_open())
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", index, k->name, cudaGetErrorString(cudaGetLastError()));

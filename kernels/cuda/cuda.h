@@ -23,6 +23,7 @@ struct act {
 
 /* What the code that runs must have been compiled for. */
 enum { CODE_TILE = 80, CODE_OVERLAP = 90 };
+enum { OVERLAP_CUDA = 12030 };  /* from which on a graph may hold launches that overlap */
 
 /* One matrix of a product: out (columns, rows) = w x activations + bias. */
 struct product_part {
@@ -78,9 +79,10 @@ enum { SPLIT_SLOTS = 512, MAX_GRAPHS = 32 };
 
 /* A class of steps, and its graph once it was captured (graph.c). */
 struct graph_slot {
-    int n_rows, n_logits, splits;
+    int n_rows, splits;
     bool draws;
     bool seen;              /* ran once, plainly */
+    uint64_t used;          /* graph_steps when it last was */
     cudaGraphExec_t exec;
 };
 enum step_mode { STEP_PLAIN, STEP_CAPTURE, STEP_REPLAY };
@@ -92,6 +94,7 @@ struct cuda {
     int capability;         /* 90 = 9.0 */
     int code;               /* what the code that runs was compiled for, see CODE_* */
     bool overlap;           /* kernels start before the one before has ended (gpu-bench measures it; off else) */
+    bool can_overlap;       /* also inside a graph */
     int n_sm;               /* multiprocessors */
     cudaStream_t stream;
     cudaError_t failed;     /* the first failure */
@@ -132,7 +135,7 @@ struct cuda {
 
     struct graph_slot graph[MAX_GRAPHS];
     struct graph_slot *slot;    /* the step's; NULL: it is not to be a graph */
-    int next_graph;
+    uint64_t graph_steps;       /* that could be one */
     enum step_mode mode;
     bool has_head;          /* the step came to its last phase */
 };

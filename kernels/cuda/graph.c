@@ -1,27 +1,30 @@
-/* Steps of few rows as CUDA graphs: launching one graph costs about as much as launching one kernel, and a step has ten
- * kernels a layer. Launches depend on the step only by its rows, its logits, whether tokens are drawn, and the splits its
- * longest context has (rounded up to a power of two); all else is read from device memory. The first step of such a class runs plainly (which
- * loads its kernels), the second is captured, later ones replay it. */
+/* Steps of few rows that all want logits as CUDA graphs (prompts seldom come twice): launching one graph costs about as much
+ * as launching one kernel, and a step has ten kernels a layer. Launches depend on the step only by its rows, whether tokens
+ * are drawn, and the splits its longest context has (rounded up to a power of two); all else is read from device memory. The
+ * first step of such a class runs plainly (which loads its kernels), the second is captured, later ones replay it. */
 #include "kernels/cuda/cuda.h"
 
 #include <string.h>
 
 enum { GRAPH_ROWS = 64 };
 
-/* A step that can be a graph: its place, or one that is given up for it. */
+/* A step that can be a graph: its place, or the one that went unused the longest. */
 static struct graph_slot *slot_of(struct cuda *k)
 {
+    struct graph_slot *oldest = &k->graph[0];
+    k->graph_steps++;
     for (int i = 0; i < MAX_GRAPHS; i++) {
         struct graph_slot *s = &k->graph[i];
-        if (s->n_rows == k->n_rows && s->n_logits == k->n_logits && s->splits == k->splits && s->draws == k->draws)
+        if (s->n_rows == k->n_rows && s->splits == k->splits && s->draws == k->draws) {
+            s->used = k->graph_steps;
             return s;
+        }
+        oldest = s->used < oldest->used ? s : oldest;
     }
-    struct graph_slot *s = &k->graph[k->next_graph];
-    k->next_graph = (k->next_graph + 1) % MAX_GRAPHS;
-    if (s->exec != NULL)
-        (void)cudaGraphExecDestroy(s->exec);
-    *s = (struct graph_slot){.n_rows = k->n_rows, .n_logits = k->n_logits, .splits = k->splits, .draws = k->draws};
-    return s;
+    if (oldest->exec != NULL)
+        (void)cudaGraphExecDestroy(oldest->exec);
+    *oldest = (struct graph_slot){.n_rows = k->n_rows, .splits = k->splits, .draws = k->draws, .used = k->graph_steps};
+    return oldest;
 }
 
 void cuda_graph_begin(struct cuda *k)
@@ -29,7 +32,7 @@ void cuda_graph_begin(struct cuda *k)
     k->mode = STEP_PLAIN;
     k->slot = NULL;
     k->has_head = false;
-    if (k->n_rows > GRAPH_ROWS || k->n_logits == 0 || k->failed != cudaSuccess)
+    if (k->n_rows > GRAPH_ROWS || k->n_logits != k->n_rows || k->failed != cudaSuccess)
         return;
     k->slot = slot_of(k);
     if (k->slot->exec != NULL)
