@@ -124,6 +124,16 @@ template <int left> __device__ inline void copy_wait(void)
 }
 #endif
 
+/* Which block of its grid a kernel's body works for: the one that was launched, or one of many in turn (persist.cu). */
+struct block_at {
+    int x, y, z;
+};
+
+__device__ inline struct block_at this_block(void)
+{
+    return {(int)blockIdx.x, (int)blockIdx.y, (int)blockIdx.z};
+}
+
 /* Half i of a word. */
 __device__ inline float half_of(uint32_t w, int i)
 {

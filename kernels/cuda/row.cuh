@@ -1,0 +1,198 @@
+/* Bodies of the kernels that work row by row (row.cu, persist.cu): norms, heads after the Q/K/V product, the gate, experts. */
+#ifndef KERNELS_CUDA_ROW_CUH
+#define KERNELS_CUDA_ROW_CUH
+
+#include "kernels/cuda/act.cuh"
+#include "kernels/cuda/kv.cuh"
+
+enum { ROW_THREADS = 256, HEAD_DIM_MAX = 512 };
+
+/* 1 / sqrt(mean of squares + eps) of n floats, in the contract's order; the whole block calls it. */
+__device__ inline float norm_scale(const float *x, int n, float eps)
+{
+    __shared__ float sums[NUM_NORM_LANES];
+    __shared__ float total;
+    int tid = (int)threadIdx.x;
+    if (tid < NUM_NORM_LANES) {
+        float s = 0;
+#pragma unroll 8
+        for (int i = tid; i < n; i += NUM_NORM_LANES)
+            s = fmaf(x[i], x[i], s);
+        sums[tid] = s;
+    }
+    __syncthreads();
+    if (tid < WARP) {
+        float s = warp_tree64(sums, tid);
+        if (tid == 0)
+            total = s;
+    }
+    __syncthreads();
+    return 1.0f / sqrtf(total / (float)n + eps);
+}
+
+/* One block a row: adds the pending branch, norms, quantises. */
+template <int THREADS> __device__ inline void norm_block(const struct norm_args &a, struct block_at b)
+{
+    kernel_begin();
+    int row = a.rows != NULL ? a.rows[b.x] : b.x, tid = (int)threadIdx.x;
+    float *x = a.x + (size_t)row * (size_t)a.dim, *y = a.y + (size_t)row * (size_t)a.dim;
+    if (a.has_pending) {
+        float post = a.pending_norm != NULL ? norm_scale(y, a.dim, a.eps) : 0;
+        for (int i = tid; i < a.dim; i += THREADS)
+            x[i] = x[i] + (a.pending_norm != NULL ? y[i] * post * a.pending_norm[i] : y[i]);
+        __syncthreads();
+    }
+    float scale = norm_scale(x, a.dim, a.eps);
+    for (int i = tid; i - tid % WARP < a.dim; i += THREADS)
+        store_act(a.out, b.x, i, a.dim, i < a.dim ? x[i] * scale * a.norm[i] : 0);
+}
+
+struct heads_args {
+    float *q, *k, *v;
+    const float *q_norm, *k_norm;
+    struct dev_step step;
+    struct kv_cache kv;
+    int layer, n_head, n_rope, rope_set, n_rot;
+    bool neox;
+    float eps, attn_scale;
+};
+
+/* One block a head of a row, q heads first, then k, then v: norm, rope, scale; k and v go to the cache. */
+template <enum kv_type KV, int THREADS>
+__device__ inline void heads_block(const struct heads_args &a, struct block_at b, float head[HEAD_DIM_MAX])
+{
+    kernel_begin();
+    int tid = (int)threadIdx.x, row = b.y, hd = a.kv.head_dim, h = b.x;
+    bool is_q = h < a.n_head, is_v = h >= a.n_head + a.kv.n_kv_head;
+    int kv_head = is_v ? h - a.n_head - a.kv.n_kv_head : h - a.n_head;
+    float *at = is_q ? a.q + ((size_t)row * (size_t)a.n_head + (size_t)h) * (size_t)hd
+                     : (is_v ? a.v : a.k) + ((size_t)row * (size_t)a.kv.n_kv_head + (size_t)kv_head) * (size_t)hd;
+    for (int i = tid; i < hd; i += THREADS)
+        head[i] = at[i];
+    __syncthreads();
+    const float *w = is_v ? NULL : is_q ? a.q_norm : a.k_norm;
+    if (w != NULL) {
+        float scale = norm_scale(head, hd, a.eps);
+        for (int i = tid; i < hd; i += THREADS)
+            head[i] = head[i] * scale * w[i];
+        __syncthreads();
+    }
+    size_t angle = ((size_t)row * (size_t)a.n_rope + (size_t)a.rope_set) * (size_t)(hd / 2);
+    int half = a.n_rot / 2;
+    for (int i = tid; !is_v && i < half; i += THREADS) {
+        float *x = a.neox ? head + i : head + 2 * i, *y = a.neox ? head + half + i : head + 2 * i + 1;
+        num_rotate(x, y, a.step.cos[angle + (size_t)i], a.step.sin[angle + (size_t)i]);
+    }
+    __syncthreads();
+    if (is_q) {
+        for (int i = tid; i < hd; i += THREADS)
+            at[i] = head[i] * a.attn_scale;
+        return;
+    }
+    int pos = a.step.pos[row], page = a.step.pages[a.step.page_at[row] + pos / NUM_TILE];
+    uint8_t *block = kv_block(a.kv, page, a.layer, is_v, kv_head);
+    for (int i = tid; i - tid % WARP < hd; i += THREADS)
+        kv_store<KV>(a.kv, block, is_v, pos % NUM_TILE, i, i < hd ? head[i] : 0);
+}
+
+/* A warp's 32 values of h = act(gate) * up. */
+struct gate_args {
+    const float *gate, *up;
+    struct act out;
+    int n;
+    enum ffn_act act;
+};
+
+__device__ inline void gate_block(const struct gate_args &a, struct block_at b)
+{
+    kernel_begin();
+    int i = b.x * ROW_THREADS + (int)threadIdx.x, col = b.y, n = a.n;
+    if (i - i % WARP >= n)
+        return;
+    float h = 0;
+    if (i < n) {
+        float g = a.gate[(size_t)col * (size_t)n + (size_t)i], u = a.up[(size_t)col * (size_t)n + (size_t)i];
+        h = a.act == ACT_GELU ? num_gelu(g) * u : a.act == ACT_SWIGLU_CLAMPED ? num_swiglu_clamped(g, u) : num_silu(g) * u;
+    }
+    store_act(a.out, col, i, n, h);
+}
+
+/* The better of two experts: higher logit, then lower id; -1 is none. */
+__device__ inline bool is_better(float a, int a_id, float b, int b_id)
+{
+    return b_id < 0 || (a_id >= 0 && (a > b || (a == b && a_id < b_id)));
+}
+
+/* One warp a row: the n_used best by logit, then lower id; softmax over them in rank order; stored by rising id. */
+struct choose_args {
+    const float *logits;
+    int n_expert, n_used;
+    int32_t *expert;
+    float *weight;
+};
+
+__device__ inline void choose_warp(const struct choose_args &a, struct block_at b)
+{
+    kernel_begin();
+    int lane = (int)threadIdx.x, row = b.x, n_expert = a.n_expert, n_used = a.n_used;
+    const float *logit = a.logits + (size_t)row * (size_t)n_expert;
+    int32_t *id = a.expert + (size_t)row * (size_t)n_used;
+    float *w = a.weight + (size_t)row * (size_t)n_used;
+    float first = 0, sum = 0;
+    for (int rank = 0; rank < n_used; rank++) {
+        int best = -1;
+        for (int e = lane; e < n_expert; e += WARP) {
+            bool taken = false;
+            for (int j = 0; j < rank; j++)
+                taken = taken || id[j] == e;
+            if (!taken && (best < 0 || logit[e] > logit[best]))
+                best = e;
+        }
+        for (int step = WARP / 2; step > 0; step /= 2) {
+            int other = __shfl_xor_sync(ALL_LANES, best, step);
+            if (other >= 0 && is_better(logit[other], other, best < 0 ? 0 : logit[best], best))
+                best = other;
+        }
+        first = rank == 0 ? logit[best] : first;
+        float p = num_exp(logit[best] - first);
+        sum = sum + p;
+        if (lane == 0) {
+            id[rank] = best;
+            w[rank] = p;
+        }
+        __syncwarp();
+    }
+    for (int i = 0; lane == 0 && i < n_used; i++) {
+        int e = id[i], j = i;
+        float p = w[i] / sum;
+        for (; j > 0 && id[j - 1] > e; j--) {
+            id[j] = id[j - 1];
+            w[j] = w[j - 1];
+        }
+        id[j] = e;
+        w[j] = p;
+    }
+}
+
+/* y = the experts' outputs, weighted, by rising id. */
+struct blend_args {
+    const float *branch, *weight;
+    int n_used, dim;
+    float *y;
+};
+
+__device__ inline void blend_block(const struct blend_args &a, struct block_at b)
+{
+    kernel_begin();
+    int i = b.x * ROW_THREADS + (int)threadIdx.x, row = b.y;
+    if (i >= a.dim)
+        return;
+    float sum = 0;
+    for (int e = 0; e < a.n_used; e++) {
+        size_t slot = (size_t)row * (size_t)a.n_used + (size_t)e;
+        sum = fmaf(a.weight[slot], a.branch[slot * (size_t)a.dim + (size_t)i], sum);
+    }
+    a.y[(size_t)row * (size_t)a.dim + (size_t)i] = sum;
+}
+
+#endif
