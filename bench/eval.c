@@ -39,7 +39,15 @@ static const char usage[] =
 
 /* ---- one sequence ---- */
 
-/* Runs ids through the model and hands every position's logits to `each`. */
+static bool any_number(const float *logits, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (isfinite(logits[i]))
+            return true;
+    return false;
+}
+
+/* Runs ids through the model and hands every position's logits to `each`. Where none is a number there is nothing to say. */
 static bool run_ids(struct adapter *a, const int32_t *ids, int n, int pos,
                     void (*each)(void *arg, int pos, const float *logits), void *arg, struct err *err)
 {
@@ -51,8 +59,11 @@ static bool run_ids(struct adapter *a, const int32_t *ids, int n, int pos,
             rows[i] = (struct row){0, pos + done + i, ids[done + i], true};
         if (!adapter_step(a, rows, chunk, &out, NULL, err))
             return false;
-        for (int i = 0; i < chunk; i++)
+        for (int i = 0; i < chunk; i++) {
+            if (!any_number(out.logits[i], adapter_vocab_size(a)))
+                return err_set(err, ERR_MODEL, "position %d: the model gives no numbers (its weights may be damaged)", pos + done + i);
             each(arg, pos + done + i, out.logits[i]);
+        }
         done += chunk;
     }
     return true;
@@ -234,6 +245,8 @@ static bool eval_perplexity(struct adapter *a, const struct tok *tok, const int3
         if (ok)
             fprintf(stderr, "window %d/%d: perplexity %.4f\n", w + 1, windows, exp(s.sum / (double)s.count));
     }
+    if (ok && !isfinite(exp(s.sum / (double)s.count)))
+        ok = err_set(err, ERR_MODEL, "the perplexity is beyond all numbers: %g a token in the exponent", s.sum / (double)s.count);
     if (ok)
         printf("{\"perplexity\":%.5f,\"tokens\":%ld,\"windows\":%d,\"ctx\":%d}\n", exp(s.sum / (double)s.count), s.count,
                windows, n_ctx);

@@ -1,5 +1,6 @@
 #include "daemon/loader.h"
 
+#include <math.h>
 #include <stdio.h>
 
 enum { BATCH_CUDA = 32, BATCH_CPU = 8 };
@@ -50,14 +51,18 @@ static bool open_file(const struct options *o, struct loaded *l, struct err *err
     return true;
 }
 
-/* One token through every layer: a device that cannot compute shows it before the worker is called ready. */
-static bool warm_up(struct loaded *l, struct err *err)
+/* One token through every layer: a device that cannot compute, or a model that gives no numbers, shows it before the worker is
+ * called ready. */
+static bool warm_up(const struct options *o, struct loaded *l, struct err *err)
 {
     const float *logits;
     int32_t token = tok_bos(l->tok) >= 0 ? tok_bos(l->tok) : 0;
     if (!adapter_prefill(l->adapter, 0, 0, &token, 1, &logits, err))
         return err_prefix(err, "warm-up");
-    return true;
+    for (int i = 0; i < l->model->n_vocab; i++)
+        if (isfinite(logits[i]))
+            return true;
+    return err_set(err, ERR_MODEL, "%s: the model gives no numbers after token %d: its weights may be damaged", o->model, (int)token);
 }
 
 bool loader_open(const struct options *o, const struct loader_device *d, void (*progress)(void *arg, int percent), void *arg,
@@ -70,7 +75,7 @@ bool loader_open(const struct options *o, const struct loader_device *d, void (*
     ao.progress = progress;
     ao.progress_arg = arg;
     l->adapter = adapter_open(l->model, &ao, err);
-    if (l->adapter == NULL || !warm_up(l, err))
+    if (l->adapter == NULL || !warm_up(o, l, err))
         goto fail;
     gguf_drop_data(l->gguf);
     struct engine_options eo = {

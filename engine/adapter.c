@@ -207,9 +207,13 @@ static bool load_mat(struct loader *ld, const struct weight *w, struct mat *m)
     size_t row = qtype_row_bytes(w->tensor->type, (size_t)w->cols);
     *m = (struct mat){.type = w->tensor->type, .rows = w->rows, .cols = w->cols, .n_mat = w->n_mat};
     const char *src = (const char *)w->tensor->data + (size_t)w->row0 * row;
+    size_t stride = (size_t)w->tensor->ne[1] * row;
     struct kern *k = ld->a->kern;
-    if (!k->dev->mat_load(k, m, src, (size_t)w->tensor->ne[1] * row, ld->err))
-        return err_prefix(ld->err, "tensor %s", w->tensor->name);
+    if (!k->dev->mat_load(k, m, src, stride, ld->err)) {
+        if (ld->err->code == ERR_MODEL)
+            err_prefix(ld->err, "row %ld", w->row0 + qtype_first_damaged(m->type, src, m->rows, m->cols, m->n_mat, stride));
+        return err_prefix(ld->err, "%s: tensor %s", gguf_path(ld->a->model->gguf), w->tensor->name);
+    }
     if (w->n_mat == 1)    /* so that weights are in memory twice a matrix at a time */
         gguf_drop_part(ld->a->model->gguf, src, row * (size_t)w->rows);
     report(ld, row * (size_t)w->rows * (size_t)w->n_mat);
@@ -228,6 +232,10 @@ static bool load_floats(struct loader *ld, const struct gguf_tensor *t, size_t f
     }
     const char *src = (const char *)t->data + qtype_row_bytes(t->type, first);
     qtype_dequant_row(t->type, src, n, ld->scratch);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(ld->scratch[i]))
+            return err_set(ld->err, ERR_MODEL, "%s: tensor %s: value %zu is %g, expected a finite number",
+                           gguf_path(ld->a->model->gguf), t->name, first + i, (double)ld->scratch[i]);
     *out = ld->a->kern->dev->vec_load(ld->a->kern, ld->scratch, n, ld->err);
     if (*out == NULL)
         return err_prefix(ld->err, "tensor %s", t->name);
@@ -503,7 +511,7 @@ bool adapter_step_draw(struct adapter *a, const struct row *rows, int n_rows, co
         return err_set(err, ERR_CANCELLED, "step stopped");
     for (int i = 0; i < n_logits; i++) {
         a->tokens[i] = adapter_draws(a) ? k->dev->token(k, i) : -1;
-        a->logits[i] = a->tokens[i] < 0 ? k->dev->logits(k, i) : NULL;
+        a->logits[i] = a->tokens[i] == -1 ? k->dev->logits(k, i) : NULL;
     }
     *out = (struct step_out){n_logits, a->logits, a->tokens};
     return true;
@@ -575,7 +583,9 @@ int adapter_generate(struct adapter *a, const int32_t *prompt, int n_prompt, con
             .n_history = at, .position = (uint64_t)at,
         };
         out[made] = history[at] = sampler_draw(s, &in);
-        if (made + 1 < n)
+        if (history[at] < 0)
+            ok = err_set(err, ERR_MODEL, "the model gives no numbers after %d tokens", at);
+        else if (made + 1 < n)
             ok = adapter_decode(a, 0, at, history[at], &logits, err);
     }
     if (!ok)

@@ -69,7 +69,8 @@ int32_t *adapter_pages(struct adapter *a, int seq);
 struct step_out {
     int n_logits;
     const float **logits;       /* n_logits pointers to n_vocab floats (NULL: a token was drawn); owned by the adapter */
-    const int32_t *tokens;      /* (n_logits): drawn by the device; -1 = none, draw from the logits */
+    const int32_t *tokens;      /* (n_logits): drawn by the device; -1 = none, draw from the logits;
+                                 * DRAW_NOTHING = there was none to draw */
 };
 
 /* Computes rows (1..max_rows; see struct row). When *stop becomes true the step is abandoned at the next phase boundary:

@@ -205,13 +205,26 @@ static const struct draw *defer_draws(struct engine *e)
     return e->draws;
 }
 
-/* Draws the next token, unless the device did (drawn >= 0). False: it ended the gen, or found it ended. */
+/* Nothing can be drawn from logits of which none is a number: damaged weights, or activations that overflow. Only what met
+ * them ends: other prompts may not. */
+static void end_without_numbers(struct gen *g)
+{
+    char message[128];
+    snprintf(message, sizeof message, "the model gives no numbers after %d tokens (its weights may be damaged)", g->n_history);
+    gen_cancel(g, ERR_INTERNAL, message);
+}
+
+/* Draws the next token, unless the device did (drawn is not -1). False: it ended the gen, or found it ended. */
 static bool sample(struct engine *e, struct gen *g, const float *logits, int32_t drawn)
 {
     if (gen_ended(g))
         return false;
     struct sample_in in = sample_of(g, logits);
-    int32_t token = drawn >= 0 ? drawn : sampler_draw(e->sampler, &in);
+    int32_t token = drawn != -1 ? drawn : sampler_draw(e->sampler, &in);
+    if (token < 0) {
+        end_without_numbers(g);
+        return false;
+    }
     if (is_stop_token(g, token)) {
         gen_put_end(g, STOP_TOKEN);
         return false;

@@ -315,11 +315,6 @@ static void apply_bias(struct sampler *s, const struct sample_in *in)
     }
 }
 
-static bool allowed(const uint32_t *mask, int32_t token)
-{
-    return mask == NULL || (mask[token / 32] >> (token % 32) & 1) != 0;
-}
-
 static void apply_mask(struct sampler *s, const struct sample_in *in)
 {
     s->edited |= in->n_banned > 0 || in->mask != NULL;
@@ -433,18 +428,6 @@ static int32_t lowest_max(const struct sampler *s)
     return i;
 }
 
-static int32_t lowest_allowed(const struct sampler *s, const struct sample_in *in)
-{
-    for (int32_t t = 0; t < s->n_vocab; t++) {
-        bool ok = allowed(in->mask, t);
-        for (int i = 0; ok && i < in->n_banned; i++)
-            ok = in->banned[i] != t;
-        if (ok)
-            return t;
-    }
-    return 0;
-}
-
 int32_t sampler_draw(struct sampler *s, const struct sample_in *in)
 {
     const struct sample_params *p = in->params;
@@ -454,7 +437,7 @@ int32_t sampler_draw(struct sampler *s, const struct sample_in *in)
     apply_mask(s, in);
     find_max(s);
     if (s->max == -INFINITY)
-        return lowest_allowed(s, in);
+        return -1;
     if (p->temperature <= 0)
         return lowest_max(s);
     apply_top_k(s, p);

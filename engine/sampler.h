@@ -55,8 +55,8 @@ struct sample_in {
     int n_banned;
 };
 
-/* Always an id of the vocabulary: when no logit is left, the lowest id that is neither masked nor banned (0 if all are).
- * Ids outside the vocabulary in history, bias and banned are ignored. */
+/* An id of the vocabulary; -1 when no logit is left: none is a number, or all that are one are masked or banned. Ids outside
+ * the vocabulary in history, bias and banned are ignored. */
 int32_t sampler_draw(struct sampler *s, const struct sample_in *in);
 
 /* The same draw for a device that draws itself; in->logits is not read. edits has room for DRAW_MAX_EDITS and must outlive d.

@@ -124,7 +124,7 @@ struct draw_edit {
     float x;                    /* what is subtracted after the repetition penalty; what is added; nothing */
 };
 #define DRAW_WHOLE ((uint64_t)1 << 32)
-enum { DRAW_MAX_EDITS = 4096 };
+enum { DRAW_MAX_EDITS = 4096, DRAW_NOTHING = -2 };
 struct draw {
     bool here;                  /* false: the row's logits are wanted, not a token */
     float temperature, repetition;
@@ -170,7 +170,7 @@ struct kern_device {
     size_t (*work_bytes)(const struct kern_config *cfg);
 
     /* Packs rows [row0, row0 + n) of a GGUF tensor (n_mat of them stacked, mat_stride bytes apart) into m. m->type, rows,
-     * cols, n_mat are set by the caller; data and bytes are set here. */
+     * cols, n_mat are set by the caller; data and bytes are set here. ERR_MODEL: weights that are NaN or infinite (cpu, ref). */
     bool (*mat_load)(struct kern *k, struct mat *m, const void *src, size_t mat_stride, struct err *err);
     /* Copies n floats to the device; NULL = no room (a planning bug). */
     float *(*vec_load)(struct kern *k, const float *src, size_t n, struct err *err);
@@ -193,7 +193,8 @@ struct kern_device {
 
     /* After step_end: the (n_vocab) logits of the i-th row that wanted them, in host memory, until the next step. */
     const float *(*logits)(struct kern *k, int i);
-    /* After step_end: the token drawn for it; -1 = none was, there are logits. NULL: the device does not draw. */
+    /* After step_end: the token drawn for it; -1 = none was, there are logits; DRAW_NOTHING = no logit was left to draw
+     * from (sampler_draw's -1). NULL: the device does not draw. */
     int32_t (*token)(struct kern *k, int i);
 
     /* Facts for /health and the logs. */

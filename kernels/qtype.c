@@ -5,6 +5,8 @@
 #include "kernels/numerics.h"
 
 #include <assert.h>
+#include <stddef.h>
+#include <string.h>
 
 const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                1,    13,   25,  38,  53,  69,  89,  113};
@@ -335,4 +337,89 @@ void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out)
         qtype_unpack32(t, row, i, &b);
         qtype_dequant32(&b, out + NUM_BLOCK * i);
     }
+}
+
+/* ---- damaged weights ---- */
+
+/* An exponent whose bits are all set means NaN or infinity. One more than it carries into the bit above, which the mask has
+ * cleared: the sums of all blocks are or-ed, and that bit looked at once. A constant stride makes vectors where it can. */
+#define FIELD static inline __attribute__((always_inline)) bool
+
+FIELD finite16(const uint8_t *p, size_t n, const size_t stride, const uint16_t exponent, const uint16_t one)
+{
+    uint16_t sums = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, p + i * stride, sizeof h);
+        sums |= (uint16_t)((h & exponent) + one);
+    }
+    return (sums & (uint16_t)(exponent + one)) == 0;
+}
+
+FIELD finite32(const uint8_t *p, size_t n, const size_t stride, const uint32_t exponent, const uint32_t one)
+{
+    uint32_t sums = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t w;
+        memcpy(&w, p + i * stride, sizeof w);
+        sums |= (w & exponent) + one;
+    }
+    return (sums & (exponent + one)) == 0;
+}
+
+/* A half; two halves that follow each other. */
+#define HALF(block, field) finite16(p + offsetof(struct block, field), n, sizeof(struct block), 0x7C00, 0x0400)
+#define PAIR(block, field) finite32(p + offsetof(struct block, field), n, sizeof(struct block), 0x7C007C00, 0x04000400)
+
+bool qtype_finite(enum qtype t, const void *row, size_t cols)
+{
+    const uint8_t *p = row;
+    size_t n = cols / (size_t)qtype_info(t)->block_weights;
+    switch (t) {
+    case QTYPE_F32:
+        return finite32(p, n, 4, 0x7F800000, 0x00800000);
+    case QTYPE_F16:
+        return finite16(p, n, 2, 0x7C00, 0x0400);
+    case QTYPE_BF16:
+        return finite16(p, n, 2, 0x7F80, 0x0080);
+    case QTYPE_Q4_0:
+        return HALF(block_q4_0, d);
+    case QTYPE_Q4_1:
+        return PAIR(block_q4_1, d);
+    case QTYPE_Q5_0:
+        return HALF(block_q5_0, d);
+    case QTYPE_Q5_1:
+        return PAIR(block_q5_1, d);
+    case QTYPE_Q8_0:
+        return HALF(block_q8_0, d);
+    case QTYPE_Q2_K:
+        return PAIR(block_q2_k, d);
+    case QTYPE_Q3_K:
+        return HALF(block_q3_k, d);
+    case QTYPE_Q4_K:
+        return PAIR(block_q4_k, d);
+    case QTYPE_Q5_K:
+        return PAIR(block_q5_k, d);
+    case QTYPE_Q6_K:
+        return HALF(block_q6_k, d);
+    case QTYPE_IQ4_NL:
+        return HALF(block_iq4_nl, d);
+    case QTYPE_IQ4_XS:
+        return HALF(block_iq4_xs, d);
+    case QTYPE_MXFP4:
+        return finite16(p, n, sizeof(struct block_mxfp4), 0x00FF, 0x0001); /* the exponent is the first byte */
+    case QTYPE_N:
+        break;
+    }
+    return false;
+}
+
+long qtype_first_damaged(enum qtype t, const void *src, int rows, int cols, int n_mat, size_t mat_stride)
+{
+    size_t row_bytes = qtype_row_bytes(t, (size_t)cols);
+    for (int i = 0; i < n_mat; i++)
+        for (int r = 0; r < rows; r++)
+            if (!qtype_finite(t, (const char *)src + (size_t)i * mat_stride + (size_t)r * row_bytes, (size_t)cols))
+                return (long)i * rows + r;
+    return -1;
 }

@@ -62,6 +62,12 @@ void qtype_dequant32(const struct qblock32 *b, float out[32]);
 /* A row as float: every block as in qtype_dequant32; F32/F16/BF16 exactly. */
 void qtype_dequant_row(enum qtype t, const void *row, size_t cols, float *out);
 
+/* False: of the cols weights at `row` a value, scale or minimum is NaN or infinite. */
+bool qtype_finite(enum qtype t, const void *row, size_t cols);
+
+/* The first row of n_mat stacked matrices, mat_stride bytes apart, that is not finite: counted over all rows; -1 when all are. */
+long qtype_first_damaged(enum qtype t, const void *src, int rows, int cols, int n_mat, size_t mat_stride);
+
 extern const int8_t iq4_values[16];
 extern const int8_t mxfp4_values[16];
 

@@ -299,30 +299,59 @@ START_TEST(wrong_usage)
 }
 END_TEST
 
+#define AT "{\"cases\":[{\"ids\":[1,2],\"positions\":["
+
 START_TEST(wrong_references)
 {
     static const struct {
         const char *text, *message;
     } bad[] = {
         {"", "line 1"},
-        {"[]", "\"cases\""},
-        {"{\"cases\":[]}", "\"cases\""},
-        {"{\"cases\":[7]}", "no \"ids\""},
-        {"{\"cases\":[{\"ids\":[]}]}", "0 ids"},
-        {"{\"cases\":[{\"ids\":[1]}]}", "no \"positions\""},
-        {"{\"cases\":[{\"ids\":[1,\"x\"]}]}", "id 1: expected a number from 0 to 511"},
-        {"{\"cases\":[{\"ids\":[512]}]}", "id 0: expected a number from 0 to 511"},
-        {"{\"cases\":[{\"ids\":[1],\"n_ctx\":-1}]}", "n_ctx"},
-        {"{\"cases\":[{\"ids\":[1],\"positions\":[{\"pos\":1,\"top\":[[1,-1]]}]}]}", "\"pos\" from 0 to 0"},
-        {"{\"cases\":[{\"ids\":[1],\"positions\":[{\"pos\":0}]}]}", "position 0: \"top\""},
-        {"{\"cases\":[{\"ids\":[1],\"positions\":[{\"pos\":0,\"top\":[[512,-1]]}]}]}", "an id from 0 to 511"},
-        {"{\"cases\":[{\"ids\":[1],\"positions\":[{\"pos\":0,\"top\":[[5]]}]}]}", "[id, log-probability]"},
+        {"[]", "the document: found an array of 0, expected {\"cases\""},
+        {"7", "line 1"},
+        {"{}", "\"cases\" is missing"},
+        {"{\"cases\":[]}", "\"cases\": found an array of 0"},
+        {"{\"cases\":{\"a\":1}}", "\"cases\": found an object of 1"},
+        {"{\"cases\":[7]}", "cases[0]: the case: found 7, expected an object"},
+        {"{\"cases\":[{}]}", "cases[0]: \"ids\" is missing: give them with --ids"},
+        {"{\"cases\":[{\"ids\":null}]}", "\"ids\": found null, expected an array"},
+        {"{\"cases\":[{\"ids\":[]}]}", "\"ids\": found 0, the continuation included, expected 1 to"},
+        {"{\"cases\":[{\"ids\":[1]}]}", "\"positions\" is missing"},
+        {"{\"cases\":[{\"ids\":[1],\"positions\":[]}]}", "\"positions\": found an array of 0"},
+        {"{\"cases\":[{\"ids\":[1],\"positions\":[3]}]}", "positions[0]: the element: found 3"},
+        {"{\"cases\":[{\"ids\":[1,\"x\"]}]}", "\"ids\"[1]: found \"x\", expected a whole number from 0 to 511"},
+        {"{\"cases\":[{\"ids\":[1,2.0]}]}", "\"ids\"[1]: found 2.0, expected a whole number"},
+        {"{\"cases\":[{\"ids\":[512]}]}", "\"ids\"[0]: found 512, expected a whole number from 0 to 511"},
+        {"{\"cases\":[{\"ids\":[1],\"greedy\":[-1]}]}", "\"greedy\"[0]: found -1"},
+        {"{\"cases\":[{\"ids\":[1],\"greedy\":{}}]}", "\"greedy\" is missing, expected an array"},
+        {"{\"cases\":[{\"ids\":[1],\"n_ctx\":-1}]}", "\"n_ctx\": found -1"},
+        {"{\"cases\":[{\"ids\":[1,2,3],\"greedy\":[4],\"n_ctx\":3}]}", "found 4, the continuation included, expected 1 to 3"},
+        {"{\"cases\":[{\"ids\":[1],\"window_applied\":1}]}", "\"window_applied\": found 1, expected true or false"},
+        {"{\"cases\":[{\"window_applied\":false}]}", "all 1 are without the model's window"},
+        {"{\"cases\":[{\"ids\":[1],\"ids\":[2]}]}", "duplicate object key"},
+        {"{\"cases\":[{\"ids\":[1],\"positions\":[", "line 1, column"},
+        {"{\"cases\":[{\"ids\":[1]}]} 8", "line 1, column"},
+        {AT "{\"pos\":2,\"top\":[[1,-1]]}]}]}", "\"pos\": found 2, expected a whole number from 0 to 1"},
+        {AT "{\"top\":[[1,-1]]}]}]}", "positions[0]: \"pos\" is missing"},
+        {AT "{\"pos\":0,\"top\":[[1,-1]]},{\"pos\":0,\"top\":[[1,-1]]}]}]}", "positions[1]: \"pos\": found 0 twice"},
+        {AT "{\"pos\":0}]}]}", "positions[0]: \"top\" is missing"},
+        {AT "{\"pos\":0,\"top\":[[512,-1]]}]}]}", "\"top\"[0]: found 512, expected a whole number from 0 to 511"},
+        {AT "{\"pos\":0,\"top\":[[5]]}]}]}", "\"top\"[0]: found an array of 1, expected [id, log-probability]"},
+        {AT "{\"pos\":0,\"top\":[[5,-1,2]]}]}]}", "\"top\"[0]: found an array of 3"},
+        {AT "{\"pos\":0,\"top\":[[5,-1],[6,-2],[5,-3]]}]}]}", "\"top\": found id 5 twice"},
+        {AT "{\"pos\":0,\"top\":[[5,0.5]]}]}]}", "\"top\"[0]: found 0.5, expected a log-probability from -10000 to 0"},
+        {AT "{\"pos\":0,\"top\":[[5,-1e300]]}]}]}", "\"top\"[0]: found -1e300"},
+        {AT "{\"pos\":0,\"top\":[[5,NaN]]}]}]}", "line 1, column"},
+        {AT "{\"pos\":0,\"top\":[[5,-1e999]]}]}]}", "line 1, column"},
+        {AT "{\"pos\":0,\"top\":[[5,\"NaN\"]]}]}]}", "\"top\"[0]: found \"NaN\""},
+        {AT "{\"pos\":0,\"top\":[[5,-0.1],[6,-1]]}]}]}", "found probabilities that sum to 1.272717, expected 1 at most"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char *out;
         write_file(bad[i].text);
         int status = run_eval(&out, "--model %s --kl %s", model, file);
-        ck_assert_msg(status == 64 && strstr(out, bad[i].message) != NULL, "%s: %d, %s", bad[i].text, status, out);
+        ck_assert_msg(status == 64 && strstr(out, file) != NULL && strstr(out, bad[i].message) != NULL, "%s: %d, %s", bad[i].text,
+                      status, out);
         free(out);
     }
 }

@@ -74,18 +74,6 @@ static void edit(struct item *t, int n, const struct sample_in *in)
     }
 }
 
-static int32_t lowest_allowed(const struct sample_in *in, int n)
-{
-    for (int i = 0; i < n; i++) {
-        bool banned = in->mask != NULL && (in->mask[i / 32] >> i % 32 & 1) == 0;
-        for (int j = 0; j < in->n_banned; j++)
-            banned = banned || in->banned[j] == i;
-        if (!banned)
-            return i;
-    }
-    return 0;
-}
-
 static int32_t defined_draw(const struct sample_in *in, int n)
 {
     const struct sample_params *p = in->params;
@@ -95,7 +83,7 @@ static int32_t defined_draw(const struct sample_in *in, int n)
     edit(t, n, in);
     qsort(t, (size_t)n, sizeof *t, by_order);
     float max = t[0].v;
-    int32_t token = max > -INFINITY ? t[0].id : lowest_allowed(in, n);
+    int32_t token = max > -INFINITY ? t[0].id : -1;
     if (p->temperature == 0 || max == -INFINITY)
         goto done;
     for (int i = 0; i < n; i++)
@@ -270,10 +258,13 @@ START_TEST(test_nothing_to_choose_from)
         struct sample_params p = SAMPLE_DEFAULTS;
         for (int greedy = 0; greedy < 2; greedy++) {
             p.temperature = (float)greedy;
-            ck_assert_int_eq(draw_with(s, logits, &p, 0), 0);
+            ck_assert_int_eq(draw_with(s, logits, &p, 0), -1);
             struct sample_in in = {
                 .logits = logits, .params = &p, .mask = mask, .banned = banned, .n_banned = 2};
-            ck_assert_int_eq(sampler_draw(s, &in), 38);
+            ck_assert_int_eq(sampler_draw(s, &in), -1);
+            logits[39] = -1e30f; /* one number is enough */
+            ck_assert_int_eq(sampler_draw(s, &in), 39);
+            logits[39] = logits[40];
         }
     }
     for (int i = 0; i < 70; i++)
@@ -281,7 +272,7 @@ START_TEST(test_nothing_to_choose_from)
     memset(mask, 0, sizeof mask);
     struct sample_params p = SAMPLE_DEFAULTS;
     struct sample_in none = {.logits = logits, .params = &p, .mask = mask};
-    ck_assert_int_eq(sampler_draw(s, &none), 0);
+    ck_assert_int_eq(sampler_draw(s, &none), -1);
     logits[20] = NAN;
     p.temperature = 0;
     ck_assert_int_eq(draw_with(s, logits, &p, 0), 0);

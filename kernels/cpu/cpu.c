@@ -162,6 +162,7 @@ struct pack_run {
     const char *src;
     size_t mat_stride;
     struct counter counter;
+    atomic_bool damaged;
 };
 
 static void work_pack(void *arg)
@@ -175,7 +176,10 @@ static void work_pack(void *arg)
         char *dst = (char *)m->data + (size_t)(i / tasks) * (size_t)n_groups * group;
         for (int g = i % tasks * PACK_AT_ONCE; g < n_groups && g < (i % tasks + 1) * PACK_AT_ONCE; g++) {
             int rows = m->rows - g * PACK_ROWS < PACK_ROWS ? m->rows - g * PACK_ROWS : PACK_ROWS;
-            pack_group(m->type, src + (size_t)g * PACK_ROWS * row, row, rows, m->cols, dst + (size_t)g * group);
+            const char *from = src + (size_t)g * PACK_ROWS * row;
+            if (!qtype_finite(m->type, from, (size_t)rows * (size_t)m->cols))
+                atomic_store_explicit(&r->damaged, true, memory_order_relaxed);
+            pack_group(m->type, from, row, rows, m->cols, dst + (size_t)g * group);
         }
     }
 }
@@ -190,7 +194,7 @@ static bool cpu_mat_load(struct kern *k, struct mat *m, const void *src, size_t 
     struct pack_run r = {.m = m, .src = src, .mat_stride = mat_stride};
     counter_init(&r.counter, (pack_n_groups(m->rows) + PACK_AT_ONCE - 1) / PACK_AT_ONCE * m->n_mat);
     pool_run(c->pool, work_pack, &r);
-    return true;
+    return !r.damaged || err_set(err, ERR_MODEL, "a weight or scale is NaN or infinite");
 }
 
 static float *cpu_vec_load(struct kern *k, const float *src, size_t n, struct err *err)

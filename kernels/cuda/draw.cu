@@ -191,20 +191,6 @@ __device__ static void edit(const struct draw &d, const struct draw_edit *e, flo
     __syncthreads();
 }
 
-/* No logit is left: the lowest id that is not banned, which is among the first n_ban + 1. */
-__device__ static int32_t lowest_allowed(const struct row_draw &r, const struct draw &d, const struct draw_edit *ban)
-{
-    uint32_t least = UINT32_MAX;
-    for (int i = (int)threadIdx.x; i <= d.n_ban && i < r.n; i += DRAW_THREADS) {
-        bool banned = false;
-        for (int j = 0; j < d.n_ban; j++)
-            banned = banned || ban[j].token == i;
-        least = !banned && (uint32_t)i < least ? (uint32_t)i : least;
-    }
-    least = block_min(r, least);
-    return least == UINT32_MAX ? 0 : (int32_t)least;
-}
-
 /* A value that at least k of the vocabulary reach, near the k-th largest; mine: the largest of the thread's values. */
 __device__ static float low_of_top(const struct row_draw &r, u64 k, float mine)
 {
@@ -342,9 +328,8 @@ __global__ static void __launch_bounds__(DRAW_THREADS, 1) k_draw(struct draw_arg
     }
     r.max = key_value(~block_min(r, ~order_key(mine)));
     if (r.max == -INFINITY) {
-        int32_t token = lowest_allowed(r, d, edits + d.n_seen + d.n_bias);
         if (threadIdx.x == 0)
-            a.token[blockIdx.x] = token;
+            a.token[blockIdx.x] = DRAW_NOTHING;
         return;
     }
     if (d.temperature <= 0) {

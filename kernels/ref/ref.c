@@ -146,7 +146,8 @@ static bool ref_mat_load(struct kern *k, struct mat *m, const void *src, size_t 
         return err_set(err, ERR_DEVICE, "reference device: no memory for %zu bytes of weights", m->bytes);
     for (int i = 0; i < m->n_mat; i++)
         memcpy((char *)m->data + one * (size_t)i, (const char *)src + mat_stride * (size_t)i, one);
-    return true;
+    return qtype_first_damaged(m->type, src, m->rows, m->cols, m->n_mat, mat_stride) < 0 ||
+           err_set(err, ERR_MODEL, "a weight or scale is NaN or infinite");
 }
 
 static float *ref_vec_load(struct kern *k, const float *src, size_t n, struct err *err)
