@@ -13,6 +13,7 @@ enum { MAX_WORK = 300 };
 
 struct marks {
     struct counter counter;
+    struct shares shares;
     atomic_int seen[MAX_WORK];
 };
 
@@ -20,6 +21,13 @@ static void mark(void *arg)
 {
     struct marks *m = arg;
     for (int i; (i = counter_take(&m->counter)) >= 0;)
+        atomic_fetch_add(&m->seen[i], 1);
+}
+
+static void mark_shares(void *arg)
+{
+    struct marks *m = arg;
+    for (int i, own = shares_join(&m->shares); (i = shares_take(&m->shares, own)) >= 0;)
         atomic_fetch_add(&m->seen[i], 1);
 }
 
@@ -32,11 +40,33 @@ static void run_many(struct pool *p, int n_runs)
         int n = run % MAX_WORK;
         memset(&m, 0, sizeof m);
         counter_init(&m.counter, n);
-        pool_run(p, mark, &m);
+        shares_init(&m.shares, pool_size(p), n);
+        pool_run(p, run % 2 == 0 ? mark : mark_shares, &m);
         for (int i = 0; i < MAX_WORK; i++)
             ck_assert_msg(m.seen[i] == (i < n), "run %d: index %d done %d times", run, i, m.seen[i]);
     }
 }
+
+/* A thread walks through its own share, then through what the others have not taken; more threads than shares share them. */
+START_TEST(shares_are_runs_of_neighbours)
+{
+    struct shares s;
+    shares_init(&s, 3, 10);
+    int own[] = {shares_join(&s), shares_join(&s), shares_join(&s), shares_join(&s)};
+    ck_assert(own[0] == 0 && own[1] == 1 && own[2] == 2 && own[3] == 0);
+    ck_assert(shares_take(&s, 1) == 3 && shares_take(&s, 2) == 6 && shares_take(&s, 1) == 4 && shares_take(&s, 1) == 5);
+    static const int rest[] = {7, 8, 9, 0, 1, 2, -1, -1};
+    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++)
+        ck_assert_int_eq(shares_take(&s, 1), rest[i]);
+    shares_init(&s, MAX_SHARES + 5, 7);
+    for (int i = 0, seen = 0; i < 7; i++) {
+        int taken = shares_take(&s, shares_join(&s));
+        ck_assert(taken >= 0 && taken < 7 && (seen >> taken & 1) == 0);
+        seen |= 1 << taken;
+    }
+    ck_assert_int_eq(shares_take(&s, 3), -1);
+}
+END_TEST
 
 START_TEST(work_is_done_once)
 {
@@ -111,6 +141,7 @@ int main(void)
     TCase *tc = tcase_create("pool");
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, work_is_done_once);
+    tcase_add_test(tc, shares_are_runs_of_neighbours);
     tcase_add_test(tc, sleepers_come);
     tcase_add_test(tc, idle_costs_nothing);
     tcase_add_test(tc, default_is_at_least_one);

@@ -109,13 +109,13 @@ struct product_run {
     const struct job *jobs;
     struct grid grid[MAX_JOBS];
     int n_jobs;
-    struct counter counter;
+    struct shares shares;
 };
 
 static void work_products(void *arg)
 {
     struct product_run *r = arg;
-    for (int i; (i = counter_take(&r->counter)) >= 0;) {
+    for (int i, own = shares_join(&r->shares); (i = shares_take(&r->shares, own)) >= 0;) {
         int j = 0, g0, n;
         for (; i >= r->grid[j].n_chunks * r->grid[j].n_blocks; j++)
             i -= r->grid[j].n_chunks * r->grid[j].n_blocks;
@@ -134,7 +134,7 @@ void run_jobs(struct cpu *c, const struct job *jobs, int n_jobs)
         r.grid[j] = cut(c, &jobs[j]);
         n += r.grid[j].n_chunks * r.grid[j].n_blocks;
     }
-    counter_init(&r.counter, n);
+    shares_init(&r.shares, pool_size(c->pool), n);
     pool_run(c->pool, work_products, &r);
 }
 
@@ -224,7 +224,7 @@ struct ffn_run {
     struct cpu *c;
     const struct ffn_job *jobs;
     struct grid grid[MAX_JOBS];
-    struct counter counter;
+    struct shares shares;
 };
 
 /* A chunk is whole blocks of h, so that the thread that made them quantises them. */
@@ -246,7 +246,7 @@ static void ffn_chunk(struct cpu *c, const struct ffn_job *j, const struct grid 
 static void work_ffn(void *arg)
 {
     struct ffn_run *r = arg;
-    for (int i; (i = counter_take(&r->counter)) >= 0;) {
+    for (int i, own = shares_join(&r->shares); (i = shares_take(&r->shares, own)) >= 0;) {
         int j = 0;
         for (; i >= r->grid[j].n_chunks * r->grid[j].n_blocks; j++)
             i -= r->grid[j].n_chunks * r->grid[j].n_blocks;
@@ -264,7 +264,7 @@ void run_ffn_jobs(struct cpu *c, const struct ffn_job *jobs, int n_jobs)
         r.grid[j] = cut(c, &jobs[j].gate);
         n += r.grid[j].n_chunks * r.grid[j].n_blocks;
     }
-    counter_init(&r.counter, n);
+    shares_init(&r.shares, pool_size(c->pool), n);
     pool_run(c->pool, work_ffn, &r);
 }
 
