@@ -80,7 +80,7 @@ static void run_all(struct tally *t, bool quick)
                  longs[i].preset, "long context", &err);
     for (int i = 0; i < COUNT(chunked); i++)
         if (begins(t))
-            note(t, pair_run_chunks(chunked[i][0], chunked[i][1], t->cuda, t->cuda, &err), chunked[i][0], "in chunks", &err);
+            note(t, pair_run_chunks(chunked[i][0], chunked[i][1], 0, t->cuda, t->cuda, &err), chunked[i][0], "in chunks", &err);
     for (int i = 0; i < COUNT(pairs); i++)
         run_pair(t, pairs[i][0], pairs[i][1], KV_F16);
     for (int i = 0; i < COUNT(presets); i++) {

@@ -164,6 +164,7 @@ extern "C" void gpu_fill_act(struct cuda *k, const struct act *a, int rows)
     fill(k, a->bf16, n * 2, 3, 0x807F807Fu, 0x3C003C00u, 1, 0);
     fill(k, a->q, n, 4, 0xFFFFFFFFu, 0, 1, 0);
     fill(k, a->s, n / NUM_BLOCK * sizeof *a->s, 5, 0x007FFFFFu, 0x3C000000u, 2, 0);
+    fill(k, a->t, n / SEGMENT * sizeof *a->t, 6, 0x007FFFFFu, 0x3C000000u, 1, 0);
 }
 
 extern "C" void gpu_tick(struct cuda *k, uint32_t *word)

@@ -161,12 +161,12 @@ bool pair_run_long(const char *preset, const char *type, int window, enum kv_typ
     return ok;
 }
 
-bool pair_run_chunks(const char *preset, const char *type, const struct kern_device *want, const struct kern_device *got,
+bool pair_run_chunks(const char *preset, const char *type, int n_ff, const struct kern_device *want, const struct kern_device *got,
                      struct err *err)
 {
-    enum { N = 150 };
-    static const int chunks[] = {1, 8, 9, 32, 33, 2, 65};
-    struct adapter_options o = {.n_ctx = 192, .max_seqs = 2, .max_rows = N, .max_logits = N, .kv_bytes = 64 << 20};
+    enum { N = 310 };
+    static const int chunks[] = {1, 8, 9, 65, 32, 33, 16, 17, 64, 63, 2};
+    struct adapter_options o = {.n_ctx = 320, .max_seqs = 2, .max_rows = N, .max_logits = N, .kv_bytes = 64 << 20};
     struct tiny_spec spec;
     struct pair p;
     struct row rows[N];
@@ -174,9 +174,11 @@ bool pair_run_chunks(const char *preset, const char *type, const struct kern_dev
     if (!tiny_preset(preset, type, &spec, err))
         return false;
     spec.expert_type = spec.n_expert > 0 ? type : NULL;
+    spec.n_layer = 1;
+    spec.n_ff = n_ff > 0 ? n_ff : spec.n_ff;
     if (!pair_open(&p, &spec, o, want, got, err))
         return false;
-    pair_pages(&p, 2, 3);
+    pair_pages(&p, 2, 5);
     for (int i = 0; i < N; i++)
         rows[i] = pair_row(0, i, 0);
     bool ok = adapter_step(p.want, rows, N, &all, NULL, err);

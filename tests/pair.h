@@ -29,8 +29,9 @@ struct row pair_row(int seq, int pos, int salt);
 /* The same step on both; false, with the place, when a logit has other bytes (or a row is not near). */
 bool pair_step(struct pair *p, const struct row *rows, int n, struct err *err);
 
-/* A prompt of 150 rows in one step on want and in steps of every size on got: the same bytes for every row. */
-bool pair_run_chunks(const char *preset, const char *type, const struct kern_device *want, const struct kern_device *got,
+/* A prompt of 310 rows in one step on want and in steps of every size on got: the same bytes for every row. n_ff 0: the
+ * preset's. */
+bool pair_run_chunks(const char *preset, const char *type, int n_ff, const struct kern_device *want, const struct kern_device *got,
                      struct err *err);
 
 /* A model through a prompt of 18 rows, a mixed step of two sequences, and one row alone three times. */

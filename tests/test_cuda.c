@@ -78,14 +78,31 @@ START_TEST(old_card)
 }
 END_TEST
 
-/* A row has the same logits in a step of 150 as in one of 1, 8, 9, 32, 33, 65: every kernel of a product meets every other. */
+/* A row has the same logits in a step of 310 as in one of 1, 8, 9 ... 65: every kernel of a product meets every other. */
 START_TEST(any_number_of_rows)
 {
     static const char *const cases[][2] = {{"llama3", "F16"}, {"qwen2", "BF16"}, {"smollm2", "F32"}, {"phi3", "Q4_K"},
                                             {"gptoss", "BF16"}, {"gptoss", "Q5_1"}};
     struct err err = {0};
-    ck_assert_msg(pair_run_chunks(cases[_i][0], cases[_i][1], kern_cuda(), kern_cuda(), &err), "%s %s: %s", cases[_i][0],
+    ck_assert_msg(pair_run_chunks(cases[_i][0], cases[_i][1], 0, kern_cuda(), kern_cuda(), &err), "%s %s: %s", cases[_i][0],
                   cases[_i][1], err.msg);
+}
+END_TEST
+
+/* Quantised types in steps of as many rows against the reference, on cards of few and many multiprocessors with more and less
+ * shared memory: few.cu's blocks of every shape, and tile.cu. One type of each kind first. */
+static const enum qtype quantised[] = {QTYPE_Q8_0, QTYPE_Q4_K,   QTYPE_Q2_K,   QTYPE_Q5_1, QTYPE_Q4_0, QTYPE_Q4_1, QTYPE_Q5_0,
+                                       QTYPE_Q5_K, QTYPE_IQ4_NL, QTYPE_IQ4_XS, QTYPE_Q3_K, QTYPE_Q6_K, QTYPE_MXFP4};
+enum { QUANTISED = sizeof quantised / sizeof *quantised, QUANTISED_KINDS = 4 };
+
+START_TEST(any_number_of_columns)
+{
+    static const int n_sm[] = {1, 4, 132}, shared[] = {227 * 1024, 99 * 1024, 163 * 1024, 227 * 1024};
+    const char *type = qtype_name(quantised[_i]);
+    struct err err = {0};
+    emu_card()->n_sm = n_sm[_i % 3];
+    emu_card()->shared = shared[_i % 4];
+    ck_assert_msg(pair_run_chunks("llama3", type, 1280, &kern_ref, kern_cuda(), &err), "%s: %s", type, err.msg);
 }
 END_TEST
 
@@ -474,6 +491,10 @@ static Suite *suite(void)
     if (full)
         tcase_add_loop_test(t, everything, 0, N_PRESETS);
     suite_add_tcase(s, t);
+    TCase *columns = tcase_create("columns");
+    tcase_set_timeout(columns, 600);
+    tcase_add_loop_test(columns, any_number_of_columns, 0, full ? QUANTISED : QUANTISED_KINDS);
+    suite_add_tcase(s, columns);
     TCase *card = tcase_create("card");
     tcase_set_timeout(card, 60);
     tcase_add_test(card, cards_that_cannot_be_used);

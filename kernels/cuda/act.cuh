@@ -36,7 +36,10 @@ __device__ inline void store_act(const struct act &out, int row, int i, int n, f
     out.q[at] = q;
     if (i % WARP == 0) {
         struct act_scale s = {d, {(int16_t)sum, (int16_t)high}};
+        struct act_terms *t = &out.t[at / SEGMENT];
         out.s[at / NUM_BLOCK] = s;
+        t->d[i / NUM_BLOCK % SEGMENT_BLOCKS] = d;
+        t->m[i / NUM_BLOCK % SEGMENT_BLOCKS] = d * (float)(sum + high);
     }
 }
 

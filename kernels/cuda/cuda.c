@@ -58,10 +58,11 @@ static bool choose_card(struct cuda *k, struct err *err)
         return err_set(err, ERR_DEVICE, "device cuda:%d: %s", index, cudaGetErrorString(e));
     k->capability = prop.major * 10 + prop.minor;
     k->n_sm = prop.multiProcessorCount;
+    k->shared_most = (int)prop.sharedMemPerBlockOptin;
     k->code = tile_code();
     k->can_overlap = k->code >= CODE_OVERLAP && driver >= OVERLAP_CUDA && CUDART_VERSION >= OVERLAP_CUDA;
     snprintf(k->name, sizeof k->name, "%.200s", prop.name);
-    if (k->code >= CODE_TILE && !half_open())
+    if (k->code >= CODE_TILE && (!half_open() || !few_open(k)))
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", index, k->name, cudaGetErrorString(cudaGetLastError()));
     if (k->capability < MIN_CAPABILITY)
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, needed is %d.%d or later", index,

@@ -13,11 +13,15 @@ struct act_scale {
     float d;
     int16_t sum[2];
 };
+struct act_terms {          /* of a segment's blocks: scale, and what a minimum is multiplied by, scale x sum of both halves */
+    float d[SEGMENT_BLOCKS], m[SEGMENT_BLOCKS];
+};
 struct act {
     float *x;               /* (rows, ld) */
     uint16_t *f16, *bf16;   /* (rows, ld), zeros up to a multiple of 32 */
     int8_t *q;              /* (rows, ld) */
     struct act_scale *s;    /* (rows, ld / 32) */
+    struct act_terms *t;    /* (rows, ld / SEGMENT): the same again, where q is, for the tensor cores */
     int ld;                 /* a multiple of SEGMENT */
 };
 
@@ -96,6 +100,7 @@ struct cuda {
     bool overlap;           /* kernels start before the one before has ended (gpu-bench measures it; off else) */
     bool can_overlap;       /* also inside a graph */
     int n_sm;               /* multiprocessors */
+    int shared_most;        /* bytes of shared memory that a block can have */
     cudaStream_t stream;
     cudaError_t failed;     /* the first failure */
     const char *failed_at;
@@ -185,12 +190,14 @@ void launch_pack(struct cuda *k, enum qtype type, const uint8_t *raw, void *dst,
                  int row0, int n);
 void launch_embed(struct cuda *k, const struct mat *table);
 
-/* out = w x act. product.cu: any type, few columns. tile.cu: quantised types, many columns. half.cu: F16 and BF16, any
- * number of columns. The last two need CODE_TILE. */
+/* out = w x act. product.cu: any type, up to 8 columns. few.cu and tile.cu: quantised types, up to 64 columns (of a group) and
+ * more. half.cu: F16 and BF16, any number of columns. The last three need CODE_TILE. */
 void launch_product(struct cuda *k, enum qtype type, const struct product *p);
+void launch_few(struct cuda *k, enum qtype type, const struct product *p);
 void launch_tile(struct cuda *k, enum qtype type, const struct product *p);
 void launch_half(struct cuda *k, enum qtype type, const struct product *p);
 bool half_open(void);   /* takes the shared memory that its kernels need */
+bool few_open(const struct cuda *k);
 int tile_code(void);    /* what the kernels that run here were compiled for: 90 = sm_90 */
 
 /* row.cu */

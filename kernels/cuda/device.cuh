@@ -80,6 +80,16 @@ __device__ inline void mma_16x8x16(int32_t c[4], uint32_t a0, uint32_t a1, uint3
 #endif
 }
 
+/* Four matrices of 8 rows of 16 bytes from shared memory, row i of matrix m where lane 8 m + i says: word t of row g of each to
+ * lane (g, t), which is how the instructions above hold their operands. */
+__device__ inline void load_matrices(uint32_t out[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
 /* c += a x b for 16 rows x 8 columns x 16 halves, or bfloats. */
 __device__ inline void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {

@@ -38,6 +38,7 @@ static struct act carve_act(uint8_t *base, size_t *at, size_t rows, int width)
     a.bf16 = carve(base, at, n, sizeof *a.bf16);
     a.q = carve(base, at, n, sizeof *a.q);
     a.s = carve(base, at, n / NUM_BLOCK, sizeof *a.s);
+    a.t = carve(base, at, n / SEGMENT, sizeof *a.t);
     return a;
 }
 

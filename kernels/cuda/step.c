@@ -148,12 +148,20 @@ static struct act read_by(const struct cuda *k, struct act a, const struct outpu
     return a;
 }
 
+/* tile.cu takes more than 32 columns with fewer instructions, where its blocks fill the card. */
+static bool few_suits(const struct cuda *k, const struct product *p)
+{
+    if (p->group != NULL || p->n_col <= GROUP_COLS / 2)
+        return true;
+    return p->n_col <= GROUP_COLS && p->n_tile * TILE_ROWS < 2 * 64 * k->n_sm;
+}
+
 void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p)
 {
     if (is_half(t) && k->code >= CODE_TILE)
         launch_half(k, t, p);
     else if (qtype_info(t)->quantised && k->code >= CODE_TILE && p->n_col > FEW_COLUMNS && (p->which == NULL || p->group != NULL))
-        launch_tile(k, t, p);
+        (few_suits(k, p) ? launch_few : launch_tile)(k, t, p);
     else
         launch_product(k, t, p);
 }

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <vector>
 
-enum { MAX_LANES = 1024, MAX_WARPS = MAX_LANES / EMU_WARP, MAX_SHARED = 99 * 1024, FREE_SHARED = 48 * 1024, COPY_BYTES = 16 };
+enum { MAX_LANES = 1024, MAX_WARPS = MAX_LANES / EMU_WARP, MAX_SHARED = 227 * 1024, FREE_SHARED = 48 * 1024, COPY_BYTES = 16 };
 
 struct copy {
     void *to;
@@ -131,7 +131,7 @@ void emu_copy_wait(int left)
 cudaError_t emu_raise_shared(int bytes)
 {
     now.allowed_shared = bytes > now.allowed_shared ? bytes : now.allowed_shared;
-    return bytes <= MAX_SHARED ? cudaSuccess : cudaErrorInvalidValue;
+    return bytes <= emu_card()->shared && bytes <= MAX_SHARED ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 static void lane_entry(void)
@@ -151,7 +151,7 @@ static uint64_t draw(void)
     return now.random;
 }
 
-static void run_block(int n_lanes)
+static void run_block(int n_lanes, size_t smem)
 {
     now.n_lanes = n_lanes;
     now.n_done = now.n_waiting = now.n_ready = 0;
@@ -162,7 +162,7 @@ static void run_block(int n_lanes)
         now.copies[i].clear();
         now.warp[i / EMU_WARP].waiting = 0;
     }
-    memset(now.shared, 0xFF, sizeof now.shared);
+    memset(now.shared, 0xFF, smem);
     make_ready(0, n_lanes);
     while (now.n_ready > 0) {
         int pick = (int)(draw() % (uint64_t)now.n_ready);
@@ -177,7 +177,7 @@ static void run_block(int n_lanes)
 
 void emu_run_grid(dim3 grid, dim3 block, size_t smem, const std::function<void()> &lane)
 {
-    if (block.x % EMU_WARP != 0 || block.x > MAX_LANES || block.y != 1 || block.z != 1 || (smem > FREE_SHARED && smem > (size_t)now.allowed_shared) || grid.y > 65535 ||
+    if (block.x % EMU_WARP != 0 || block.x > MAX_LANES || block.y != 1 || block.z != 1 || (smem > FREE_SHARED && smem > (size_t)now.allowed_shared) || smem > (size_t)emu_card()->shared || grid.y > 65535 ||
         grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0)
         emu_fail("a launch no card takes, or not whole warps", (int)block.x, (int)smem);
     gridDim = grid;
@@ -188,6 +188,6 @@ void emu_run_grid(dim3 grid, dim3 block, size_t smem, const std::function<void()
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {
                 blockIdx = dim3(x, y, z);
-                run_block((int)block.x);
+                run_block((int)block.x, smem);
             }
 }

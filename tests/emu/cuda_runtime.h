@@ -25,6 +25,9 @@ struct dim3 {
 struct alignas(8) uint2 {
     unsigned x, y;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -248,6 +251,18 @@ static inline void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_
 static inline void mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMU_LINE)
 {
     emu_mma_float<num_bf16_to_f32>(c, a, b0, b1, line);
+}
+
+static inline void load_matrices(uint32_t out[4], const void *row, EMU_LINE)
+{
+    const emu_slot *all = emu_exchange(&row, sizeof row, line);
+    for (int m = 0; m < 4; m++) {
+        const unsigned char *from;
+        memcpy(&from, all[8 * m + emu_lane() / 4], sizeof from);
+        if ((uintptr_t)from % 16 != 0)
+            emu_fail("a matrix row that is not aligned", line, 0);
+        memcpy(&out[m], from + 4 * (emu_lane() % 4), 4);
+    }
 }
 
 static inline void copy_async(void *shared, const void *global)

@@ -15,6 +15,8 @@ struct emu_card {
     int probe;              /* the cudaError_t that cudaGetDeviceCount answers */
     int driver;             /* 13000; 0 = none */
     int capability;         /* 90 */
+    int n_sm;               /* 4 */
+    int shared;             /* bytes of shared memory that a block can have: 99 KB */
     size_t memory;          /* bytes in all */
     uint64_t seed;          /* of the order in which lanes run */
     int64_t fail_launch;    /* the n-th launch from now fails; 0: none */

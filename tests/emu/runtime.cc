@@ -28,7 +28,7 @@ struct emu_event {
 enum { PAGE = 4096 };
 
 static struct {
-    struct emu_card card = {1, cudaSuccess, 13000, 90, (size_t)4 << 30, 1, 0, 0, false};
+    struct emu_card card = {1, cudaSuccess, 13000, 90, 4, 99 * 1024, (size_t)4 << 30, 1, 0, 0, false};
     std::map<void *, size_t> allocated;
     size_t taken = 0;
     long launches = 0, objects = 0;
@@ -152,7 +152,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int index)
     snprintf(prop->name, sizeof prop->name, "emulated card %d", index);
     prop->major = emu.card.capability / 10;
     prop->minor = emu.card.capability % 10;
-    prop->multiProcessorCount = 4;
+    prop->multiProcessorCount = emu.card.n_sm;
+    prop->sharedMemPerBlockOptin = (size_t)emu.card.shared;
     return cudaSuccess;
 }
 
