@@ -151,14 +151,19 @@ template <int T, int N, bool WHOLE>
 __device__ static void sum_groups(const struct decoded<T> &d, const uint4 *cols, const uint4 *terms, int n_block, float *out, int pitch)
 {
     float acc[N][4] = {};
-    uint4 c[N][2][2];
+    uint32_t c[N][2][4 * col_units<T>::n];
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
-            for (int u = 0; u < 2; u++)
-                c[n][i][u] = terms[(n * GROUP + i) * terms_pitch<T>::units + u % col_units<T>::n];
+            for (int u = 0; u < col_units<T>::n; u++) {
+                uint4 v = terms[(n * GROUP + i) * terms_pitch<T>::units + u];
+                c[n][i][4 * u] = v.x;
+                c[n][i][4 * u + 1] = v.y;
+                c[n][i][4 * u + 2] = v.z;
+                c[n][i][4 * u + 3] = v.w;
+            }
 #pragma unroll
     for (int h = 0; h < SEGMENT_BLOCKS; h += 2) {
         if (!WHOLE && h >= n_block)

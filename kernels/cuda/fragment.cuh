@@ -38,15 +38,13 @@ struct col_terms {
     float d, m[2];
 };
 
-/* Those of block j. */
-template <int T> __device__ inline struct col_terms col_terms_of(const uint4 u[2], int j)
+/* Those of block j, from the words of a column's units. */
+template <int T, class Words> __device__ inline struct col_terms col_terms_of(const Words &w, int j)
 {
-    const uint32_t w[8] = {u[0].x, u[0].y, u[0].z, u[0].w, u[1].x, u[1].y, u[1].z, u[1].w};
-    struct col_terms c = {num_from_bits(w[j]), {0, 0}};
+    struct col_terms c = {num_from_bits(w[layout_of(T).mins == 2 ? 2 * j : j]), {0, 0}};
     if constexpr (layout_of(T).mins == 1)
         c.m[0] = num_from_bits(w[SEGMENT_BLOCKS + j]);
     if constexpr (layout_of(T).mins == 2) {
-        c.d = num_from_bits(w[2 * j]);
         c.m[0] = c.d * (float)(int16_t)w[2 * j + 1];
         c.m[1] = c.d * (float)(int16_t)(w[2 * j + 1] >> 16);
     }

@@ -2,7 +2,7 @@
  * each. Codes, scales and activations of a segment are copied to shared memory while the segment before is multiplied. The
  * integer sums of a block of 32 are exact, so only the float chain's order counts, and it is the contract's: blocks in index
  * order into `acc`, segments in index order into `total`. */
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/fragment.cuh"
 
 enum {
     TILE_THREADS = 128,
@@ -12,7 +12,6 @@ enum {
     GROUPS = 4,                          /* of 8 columns, a warp */
     COL_UNITS = SEGMENT / CHUNK_BYTES,
     COL_PITCH = COL_UNITS + 1,           /* columns four banks apart: no conflicts between a fragment's lanes */
-    SCALE_UNITS = SEGMENT_BLOCKS * (int)sizeof(struct act_scale) / CHUNK_BYTES,
     STAGES = 2,
 };
 
@@ -20,19 +19,19 @@ enum {
 template <int T> struct stage_of {
     static constexpr int tile_units = layout_of(T).chunks * TILE_ROWS, head_units = TILE_ROWS * layout_of(T).head_words / 4;
     static constexpr int heads = BLOCK_TILES * tile_units, cols = heads + BLOCK_TILES * head_units;
-    static constexpr int scales = cols + GROUP_COLS * COL_PITCH, units = scales + GROUP_COLS * SCALE_UNITS;
+    static constexpr int terms = cols + GROUP_COLS * COL_PITCH, units = terms + GROUP_COLS * col_units<T>::n;
 };
 
 /* ---- helpers ---- */
 
-/* A thread's share of a stage: a sixteenth of a tile of rows, an eighth of four columns, half of one's scales. Where that lies
+/* A thread's share of a stage: a sixteenth of a tile of rows, an eighth of four columns, a unit of one's terms. Where that lies
  * is found once. Rows from the last tile on and columns from the last on repeat it. */
 template <int T> struct feeder {
     typedef stage_of<T> at;
     static constexpr int row_threads = TILE_THREADS / BLOCK_TILES, col_steps = GROUP_COLS * COL_UNITS / TILE_THREADS;
     static constexpr int row_steps = (at::tile_units + row_threads - 1) / row_threads, step_cols = TILE_THREADS / COL_UNITS;
     const uint4 *code, *head;
-    uint32_t col[col_steps], scale; /* in units, from the planes' beginnings */
+    uint32_t col[col_steps], term; /* in units, from the planes' beginnings */
     __device__ inline void aim(const struct product &p, const struct columns &cols, int first_tile)
     {
         int tid = (int)threadIdx.x, tile = first_tile + tid / row_threads;
@@ -45,8 +44,8 @@ template <int T> struct feeder {
         for (int i = 0; i < col_steps; i++)
             col[i] = (uint32_t)(act_at(p, column_of(p, cols, tid / COL_UNITS + i * step_cols), 0) / CHUNK_BYTES) +
                      (uint32_t)(tid % COL_UNITS);
-        scale = (uint32_t)(act_at(p, column_of(p, cols, tid / SCALE_UNITS), 0) / SEGMENT) * SCALE_UNITS +
-                (uint32_t)(tid % SCALE_UNITS);
+        term = (uint32_t)(act_at(p, column_of(p, cols, tid / col_units<T>::n), 0) / SEGMENT) * col_units<T>::row +
+               (uint32_t)(tid % col_units<T>::n);
     }
     __device__ inline void copy(const struct product &p, int s, uint4 *stage)
     {
@@ -61,40 +60,72 @@ template <int T> struct feeder {
         for (int i = 0; i < col_steps; i++)
             copy_async(stage + at::cols + (tid / COL_UNITS + i * step_cols) * COL_PITCH + tid % COL_UNITS,
                        (const uint4 *)p.act.q + col[i] + s * COL_UNITS);
-        copy_async(stage + at::scales + tid, (const uint4 *)p.act.s + scale + s * SCALE_UNITS);
+        if (GROUP_COLS * col_units<T>::n == TILE_THREADS || tid < GROUP_COLS)
+            copy_async(stage + at::terms + tid, col_plane<T>(p) + term + s * col_units<T>::row);
     }
 };
-static_assert(GROUP_COLS * SCALE_UNITS == TILE_THREADS, "a thread copies one unit of scales");
+static_assert(GROUP_COLS * 2 == TILE_THREADS, "a thread copies at most one unit of terms");
 
-/* One block of 32 for 16 rows x 8 columns: a = the weights' fragment, b = the columns'. The sums begin at the bits of 1.5 x 2^23:
- * with 2^22 on either side, they are floats that are wrong by that alone, and no conversion is needed. */
-template <int T>
-__device__ static void add_fragment(const uint32_t a[4], uint32_t b0, uint32_t b1, const struct terms w[2],
-                                    const struct act_scale s[2], float acc[4])
+/* The warp's chains of one segment, of n_block blocks that are there, looked at unless WHOLE. */
+template <int T, bool WHOLE>
+__device__ inline void sum_stage(const uint4 *stage, int s, int row_tile, int first_group, int n_block, float acc[FRAGMENTS][GROUPS][4])
 {
-    constexpr int32_t bits = 0x4B400000;
-    int32_t dot[2][4] = {{bits, bits, bits, bits}, {bits, bits, bits, bits}};
-    if constexpr (layout_of(T).halves) {
-        mma_16x8x16(dot[0], a[0], a[1], b0);
-        mma_16x8x16(dot[1], a[2], a[3], b1);
-    } else {
-        mma_16x8x32(dot[0], a, b0, b1);
-    }
+    typedef stage_of<T> at;
+    int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const uint4 *cols = stage + at::cols + (first_group * 8 + lane / 16 * 8 + lane % 8) * COL_PITCH + lane / 8 % 2;
+    const uint32_t *terms = (const uint32_t *)(stage + at::terms + (first_group * 8 + 2 * t) * col_units<T>::n);
+    struct head head[FRAGMENTS][2];
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-        const struct terms &t = w[e / 2];
-        const struct act_scale &c = s[e % 2];
-        float isum = (float)t.scale[0] * (num_from_bits((uint32_t)dot[0][e]) - 12582912.0f);
-        if constexpr (layout_of(T).halves)
-            isum = fmaf((float)t.scale[1], num_from_bits((uint32_t)dot[1][e]) - 12582912.0f, isum);
-        acc[e] = add_terms<T>(t, isum, c, acc[e]);
+    for (int m = 0; m < FRAGMENTS; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            head[m][i] = load_head<T>((const uint32_t *)(stage + at::heads + (row_tile + 2 * m + i) * at::head_units) +
+                                          g * layout_of(T).head_words, s % 2);
+#pragma unroll
+    for (int j = 0; j < SEGMENT_BLOCKS; j++) {
+        if (!WHOLE && j >= n_block)
+            break;
+        __syncwarp(); /* not for its own sake: nothing of a block is fetched before the block before is done, for which there are
+                       * no registers */
+        uint32_t a[FRAGMENTS][4];
+        struct row_terms w[FRAGMENTS][2];
+#pragma unroll
+        for (int m = 0; m < FRAGMENTS; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                struct place codes_at = {(const uint32_t *)(stage + (row_tile + 2 * m + i) * at::tile_units + g), NULL};
+                uint32_t lo, hi;
+                codes<T>(codes_at, j, t, &lo, &hi);
+                a[m][i] = without_offset<T>(lo);
+                a[m][2 + i] = without_offset<T>(hi);
+                w[m][i] = row_terms_of<T>(head[m][i], j);
+            }
+        uint32_t b[4]; /* of two groups */
+#pragma unroll
+        for (int n = 0; n < GROUPS; n++) {
+            if (layout_of(T).halves && n > 0)
+                __syncwarp();
+            if (n % 2 == 0)
+                load_matrices(b, cols + n * 8 * COL_PITCH + 2 * j);
+            const struct col_terms two[2] = {col_terms_of<T>(terms + n * 8 * col_units<T>::n * 4, j),
+                                             col_terms_of<T>(terms + (n * 8 + 1) * col_units<T>::n * 4, j)};
+#pragma unroll
+            for (int m = 0; m < FRAGMENTS; m++)
+                add_fragment<T>(a[m], b[n % 2 * 2], b[n % 2 * 2 + 1], w[m], two, acc[m][n]);
+        }
     }
 }
 
 /* ---- kernels ---- */
 
+/* Blocks a multiprocessor: for three, Q2_K and Q3_K have too few registers. */
+LAYOUT_FN int tile_blocks(int type)
+{
+    return code_bits(type) == BITS_2 || code_bits(type) == BITS_3 ? 2 : 3;
+}
+
 /* Block x: columns, so that blocks that run together read the same weights; block y: rows. */
-template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 3) k_tile(struct product p)
+template <int T> __global__ static void __launch_bounds__(TILE_THREADS, tile_blocks(T)) k_tile(struct product p)
 {
     DYNAMIC_SHARED(uint4, shared);
     typedef stage_of<T> at;
@@ -117,14 +148,6 @@ template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 3) k_til
         copy_wait<1>();
         __syncthreads();
         int n_block = p.cols / NUM_BLOCK - s * SEGMENT_BLOCKS;
-        const struct act_scale *scale = (const struct act_scale *)(stage + at::scales);
-        struct head head[FRAGMENTS][2];
-#pragma unroll
-        for (int m = 0; m < FRAGMENTS; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                head[m][i] = load_head<T>((const uint32_t *)(stage + at::heads + (row_tile + 2 * m + i) * at::head_units) +
-                                              g * layout_of(T).head_words, s % 2);
 #pragma unroll
         for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
@@ -132,35 +155,11 @@ template <int T> __global__ static void __launch_bounds__(TILE_THREADS, 3) k_til
 #pragma unroll
                 for (int e = 0; e < 4; e++)
                     acc[m][n][e] = 0;
-#pragma unroll
-        for (int j = 0; j < SEGMENT_BLOCKS; j++) {
-            if (j >= n_block)
-                break;
-            uint32_t a[FRAGMENTS][4];
-            struct terms w[FRAGMENTS][2];
-#pragma unroll
-            for (int m = 0; m < FRAGMENTS; m++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    struct place codes_at = {(const uint32_t *)(stage + (row_tile + 2 * m + i) * at::tile_units + g), NULL};
-                    uint32_t lo, hi;
-                    codes<T>(codes_at, j, t, &lo, &hi);
-                    a[m][i] = without_offset<T>(lo);
-                    a[m][2 + i] = without_offset<T>(hi);
-                    w[m][i] = terms_of<T>(head[m][i], j);
-                }
-#pragma unroll
-            for (int n = 0; n < GROUPS; n++) {
-                int c = (first_group + n) * 8;
-                if (c >= cols.n)
-                    break;
-                const struct act_scale two[2] = {scale[(c + 2 * t) * SEGMENT_BLOCKS + j], scale[(c + 2 * t + 1) * SEGMENT_BLOCKS + j]};
-                const uint32_t *b = (const uint32_t *)(stage + at::cols + (c + g) * COL_PITCH) + j * 8 + t;
-                uint32_t b0 = b[0], b1 = b[4];
-#pragma unroll
-                for (int m = 0; m < FRAGMENTS; m++)
-                    add_fragment<T>(a[m], b0, b1, w[m], two, acc[m][n]);
-            }
+        if (first_group * 8 < cols.n) { /* of a warp's columns, those that are not there repeat the last and are not stored */
+            if (is_super(T) || n_block >= SEGMENT_BLOCKS)
+                sum_stage<T, true>(stage, s, row_tile, first_group, n_block, acc);
+            else
+                sum_stage<T, false>(stage, s, row_tile, first_group, n_block, acc);
         }
 #pragma unroll
         for (int m = 0; m < FRAGMENTS; m++)
