@@ -304,20 +304,12 @@ INLINE void add_block(enum qtype t, enum from from, const int nv, const int nc,
     }
 }
 
-/* The block AHEAD of this one in the order of reading, which goes on in the next tile at its
- * group's end. */
-INLINE void prefetch(const int nv, const struct lanes *w, const struct source *block,
-                     const int bytes)
+/* The block AHEAD of this one in the order of reading. */
+INLINE void prefetch(const struct source *block, const int bytes)
 {
     UNROLL
-    for (int v = 0; v < nv; v++) {
-        const uint8_t *p = block[v].block.p + AHEAD;
-        if (nv > 1 && p >= w[v].p + w[v].next)
-            p += (size_t)(nv - 1) * w[v].next;
-        UNROLL
-        for (int k = 0; k < bytes; k += 64)
-            _mm_prefetch((const char *)p + k, _MM_HINT_T0);
-    }
+    for (int k = 0; k < bytes; k += 64)
+        _mm_prefetch((const char *)block->block.p + AHEAD + k, _MM_HINT_T0);
 }
 
 /* Some bytes of a block that lies `distance` bytes ahead, into L2. */
@@ -353,8 +345,8 @@ INLINE void add(const int nv, const int nc, vf y[MAX_NV][MAX_NC], vf x[MAX_NV][M
 }
 
 /* Sums of blocks [i0, i0 + n) of a quantised format; i0 begins a segment, a and panel begin there.
- * far: bytes to the next tile, which is fetched by the first two tiles of rows together so that
- * memory works evenly; 0 for the others. */
+ * far: bytes to the next tile, which is fetched meanwhile; with a panel by the first two tiles of rows
+ * together so that memory works evenly; 0 for the others. A tile of one vector is a single stream. */
 INLINE void tile_quantised(enum qtype t, enum from from, const int nv, const int nc,
                            const struct lanes *w, uint8_t *panel, int i0, int n, size_t far,
                            const struct act_block *const *a, vf total[MAX_NV][MAX_NC])
@@ -372,8 +364,10 @@ INLINE void tile_quantised(enum qtype t, enum from from, const int nv, const int
                                    {w[v].p + packed_d(t, i0 + j0), w[v].next},
                                    panel + (j0 * nv + v) * panel_bytes};
         for (int j = j0; j < end; j++) {
-            if (from == PACKED)
-                prefetch(nv, w, s, l.block);
+            if (from == PACKED && nv == 1)
+                prefetch(s, l.block);
+            else if (from == PACKED)
+                prefetch_far(nv, s, far, 0, l.block);
             else if (from == PACKED_TO_PANEL)
                 prefetch_far(nv, s, far, 0, half);
             else if (far > 0)
@@ -454,7 +448,8 @@ INLINE void sweep(enum qtype t, const int nv, const int nc, const uint8_t *group
         if (is_float(t))
             tile_float(t, nv, nc, w, cols, rows, total);
         else
-            tile_quantised(t, PACKED, nv, nc, w, NULL, 0, cols / NUM_BLOCK, 0, a, total);
+            tile_quantised(t, PACKED, nv, nc, w, NULL, 0, cols / NUM_BLOCK,
+                           (size_t)(nv * V_GROUPS) * group_bytes, a, total);
         UNROLL
         for (int c = 0; c < nc; c++)
             UNROLL
