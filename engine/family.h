@@ -20,6 +20,8 @@ enum family_flag {
     FAM_SINKS = 1 << 9,           /* attention sinks and a bias on the output product */
     FAM_EMBED_SCALE = 1 << 10,    /* embeddings times sqrt(dim) */
     FAM_NEOX = 1 << 11,           /* rope on pairs (i, i + n/2) */
+    FAM_UNTIED = 1 << 12,         /* the output matrix is always one of its own */
+    FAM_OWN_BASE = 1 << 13,       /* rope.freq_base must be there: its models have none of the usual 10,000 */
 };
 
 struct family {
@@ -27,10 +29,11 @@ struct family {
     const char *type;             /* model_type; NULL: decided by the tokenizer (llama) */
     unsigned flags;
     enum ffn_act act;
-    /* Sliding window: of every `window_period` layers the last is global, unless the file's sliding_window_pattern says
-     * otherwise. 0 = the file's window, if it has one, applies to all layers. */
+    /* Sliding window, if the file has one: of every `window_period` layers the last is global, unless the file's
+     * sliding_window_pattern says otherwise. 0 = it applies to all layers. */
     int window_period;
-    float rope_base_local;        /* sliding layers' own rope base, without scaling; 0 = the same table */
+    float rope_base_local;        /* sliding layers' own rope base, without scaling; 0 = as the others, but for the base if
+                                   * the file has rope.freq_base_swa */
     int by_dim_layers;            /* the model with so many layers divides scores by sqrt(dim / heads): no key says so */
     int window_4k;                /* of files without the key whose context is 4,096: Phi-3's first conversions */
 };

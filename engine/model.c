@@ -5,6 +5,61 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* ---- keys ---- */
+
+/* Reads keys of one architecture; collects what is missing, remembers the first bad one. */
+struct reader {
+    const struct gguf *g;
+    const char *arch;
+    char missing[256];
+    struct err *err;
+    bool bad;
+};
+
+static void note_missing(struct reader *r, const char *key)
+{
+    size_t n = strlen(r->missing);
+    snprintf(r->missing + n, sizeof r->missing - n, "%s%s", n ? ", " : "", key);
+}
+
+enum { REQUIRED = -1 };
+
+/* Integer key "<arch>.suffix" within [min, max]; def REQUIRED = must be there. */
+static int read_int(struct reader *r, const char *suffix, int min, int max, int def)
+{
+    char key[128];
+    snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
+    uint32_t v = 0;
+    struct err e = {0};
+    if (gguf_u32(r->g, key, (uint32_t)min, (uint32_t)max, &v, &e))
+        return (int)v;
+    if (e.code != ERR_NONE && !r->bad) {
+        r->bad = true;
+        *r->err = e;
+    } else if (e.code == ERR_NONE && def == REQUIRED) {
+        note_missing(r, key);
+    }
+    return def;
+}
+
+static float read_float(struct reader *r, const char *suffix, float def, bool required)
+{
+    char key[128];
+    snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
+    float v = def;
+    struct err e = {0};
+    if (!gguf_f32(r->g, key, &v, &e)) {
+        if (e.code != ERR_NONE && !r->bad) {
+            r->bad = true;
+            *r->err = e;
+        } else if (e.code == ERR_NONE && required) {
+            note_missing(r, key);
+        }
+        return def;
+    }
+    return v;
+}
+
 /* ---- tensors by role ---- */
 
 /* A dimension of a role, as a function of the hyper-parameters. */
@@ -131,6 +186,20 @@ static bool bind_role(const struct model *m, int layer, const struct role *role,
     return true;
 }
 
+/* The key says the same as the rows, or is that of a configuration that counts padding which the file has not, or the reverse.
+ * Nothing is read by it: one that is far off is of another model. */
+static bool check_vocab_size(const struct model *m, struct err *err)
+{
+    struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
+    int slack = m->n_vocab / 8 > 1024 ? m->n_vocab / 8 : 1024;
+    int n = read_int(&r, "vocab_size", 1, 1 << 24, m->n_vocab);
+    if (r.bad)
+        return false;
+    return abs(n - m->n_vocab) <= slack ||
+           err_set(err, ERR_MODEL, "key %s.vocab_size: %d, expected %d as tensor token_embd.weight has rows, or up to %d more or fewer",
+                   m->arch, n, m->n_vocab, slack);
+}
+
 static bool bind_globals(struct model *m, struct err *err)
 {
     const struct gguf *g = m->gguf;
@@ -141,7 +210,7 @@ static bool bind_globals(struct model *m, struct err *err)
         return err_set(err, ERR_MODEL, "tensor token_embd.weight: %lld rows, allowed 1 to %d",
                        (long long)m->token_embd->ne[1], 1 << 20);
     m->n_vocab = (int)m->token_embd->ne[1];
-    if (!check_shape(m->token_embd, MATRIX, m->n_vocab, m->dim, 1, err))
+    if (!check_shape(m->token_embd, MATRIX, m->n_vocab, m->dim, 1, err) || !check_vocab_size(m, err))
         return false;
     m->output_norm = gguf_tensor(g, "output_norm.weight");
     if (m->output_norm == NULL)
@@ -149,6 +218,8 @@ static bool bind_globals(struct model *m, struct err *err)
     if (!check_shape(m->output_norm, VECTOR, m->dim, 1, 1, err))
         return false;
     m->output = gguf_tensor(g, "output.weight");
+    if (m->output == NULL && (m->family->flags & FAM_UNTIED) != 0)
+        return err_set(err, ERR_MODEL, "tensor output.weight is missing (architecture %s has no tied one)", m->arch);
     if (m->output == NULL)
         m->output = m->token_embd;
     return check_shape(m->output, MATRIX, m->n_vocab, m->dim, 1, err);
@@ -201,59 +272,6 @@ static bool bind_tensors(struct model *m, struct err *err)
 
 /* ---- hyper-parameters ---- */
 
-/* Reads keys of one architecture; collects what is missing, remembers the first bad one. */
-struct reader {
-    const struct gguf *g;
-    const char *arch;
-    char missing[256];
-    struct err *err;
-    bool bad;
-};
-
-static void note_missing(struct reader *r, const char *key)
-{
-    size_t n = strlen(r->missing);
-    snprintf(r->missing + n, sizeof r->missing - n, "%s%s", n ? ", " : "", key);
-}
-
-enum { REQUIRED = -1 };
-
-/* Integer key "<arch>.suffix" within [min, max]; def REQUIRED = must be there. */
-static int read_int(struct reader *r, const char *suffix, int min, int max, int def)
-{
-    char key[128];
-    snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
-    uint32_t v = 0;
-    struct err e = {0};
-    if (gguf_u32(r->g, key, (uint32_t)min, (uint32_t)max, &v, &e))
-        return (int)v;
-    if (e.code != ERR_NONE && !r->bad) {
-        r->bad = true;
-        *r->err = e;
-    } else if (e.code == ERR_NONE && def == REQUIRED) {
-        note_missing(r, key);
-    }
-    return def;
-}
-
-static float read_float(struct reader *r, const char *suffix, float def, bool required)
-{
-    char key[128];
-    snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
-    float v = def;
-    struct err e = {0};
-    if (!gguf_f32(r->g, key, &v, &e)) {
-        if (e.code != ERR_NONE && !r->bad) {
-            r->bad = true;
-            *r->err = e;
-        } else if (e.code == ERR_NONE && required) {
-            note_missing(r, key);
-        }
-        return def;
-    }
-    return v;
-}
-
 static bool copy_str(const struct gguf *g, const char *key, char *out, size_t size, struct err *err)
 {
     struct gguf_str s;
@@ -300,21 +318,48 @@ static bool check_unsupported(const struct model *m, struct err *err)
     return !r.bad;
 }
 
+/* As read_int; and of an array with a value for each layer, all of them the same. */
+static int read_layers(struct reader *r, const char *suffix, int n_layer, int min, int max, int def)
+{
+    char key[128];
+    struct gguf_arr a;
+    struct err e = {0};
+    snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
+    if (!gguf_arr(r->g, key, GGUF_U32, &a, &e))
+        return read_int(r, suffix, min, max, def);
+    bool ok = (n_layer > 0 && a.n == (size_t)n_layer) ||
+              err_set(&e, ERR_MODEL, "key %s: %zu values, expected one for each of %d layers", key, a.n, n_layer);
+    for (size_t i = 0; ok && i < a.n; i++) {
+        int32_t v = gguf_arr_i32(&a, i), first = gguf_arr_i32(&a, 0);
+        if (v < min || v > max)
+            ok = err_set(&e, ERR_MODEL, "key %s[%zu]: value %d, expected %d to %d", key, i, (int)v, min, max);
+        else if (v != first)
+            ok = err_set(&e, ERR_MODEL, "key %s[%zu]: value %d, expected %d as in layer 0 (layers that differ are not supported)", key,
+                         i, (int)v, (int)first);
+    }
+    if (!ok && !r->bad) {
+        r->bad = true;
+        *r->err = e;
+    }
+    return ok ? gguf_arr_i32(&a, 0) : def;
+}
+
 static bool read_shape(struct model *m, struct err *err)
 {
     bool moe = m->family->flags & FAM_MOE;
     struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
     m->n_layer = read_int(&r, "block_count", 1, 1024, REQUIRED);
     m->dim = read_int(&r, "embedding_length", 32, 1 << 16, REQUIRED);
-    m->n_head = read_int(&r, "attention.head_count", 1, 1024, REQUIRED);
-    m->n_kv_head = read_int(&r, "attention.head_count_kv", 1, 1024, m->n_head);
+    m->n_head = read_layers(&r, "attention.head_count", m->n_layer, 1, 1024, REQUIRED);
+    m->n_kv_head = read_layers(&r, "attention.head_count_kv", m->n_layer, 1, 1024, m->n_head);
     m->head_dim = read_int(&r, "attention.key_length", 8, 512, 0);
     int value_dim = read_int(&r, "attention.value_length", 8, 512, 0);
-    m->n_ff = read_int(&r, "feed_forward_length", 32, 1 << 18, moe ? 0 : REQUIRED);
+    m->n_ff = read_layers(&r, "feed_forward_length", m->n_layer, 32, 1 << 18, moe ? 0 : REQUIRED);
     m->n_ctx_train = read_int(&r, "context_length", 1, 1 << 24, REQUIRED);
     m->n_expert = read_int(&r, "expert_count", 0, 1024, moe ? REQUIRED : 0);
     m->n_expert_used = read_int(&r, "expert_used_count", 0, 1024, moe ? REQUIRED : 0);
-    m->n_ff = moe ? read_int(&r, "expert_feed_forward_length", 32, 1 << 18, m->n_ff ? m->n_ff : REQUIRED) : m->n_ff;
+    if (moe)
+        m->n_ff = read_layers(&r, "expert_feed_forward_length", m->n_layer, 32, 1 << 18, m->n_ff ? m->n_ff : REQUIRED);
     m->norm_eps = read_float(&r, "attention.layer_norm_rms_epsilon", 0, true);
     if (!gguf_has(m->gguf, "tokenizer.ggml.tokens"))
         note_missing(&r, "tokenizer.ggml.tokens");
@@ -335,6 +380,15 @@ static bool read_shape(struct model *m, struct err *err)
                        m->head_dim);
     if (m->head_dim % 8 != 0 || m->head_dim > 512)
         return err_set(err, ERR_MODEL, "%s: head dimension %d, expected a multiple of 8 up to 512", m->arch, m->head_dim);
+    static const char *const sliding[] = {"attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"};
+    int n_rot = read_int(&r, "rope.dimension_count", 2, m->head_dim, m->head_dim);
+    for (int i = 0; i < 3; i++) {
+        int all = i < 2 ? m->head_dim : n_rot, n = read_int(&r, sliding[i], 1, 1 << 16, all);
+        if (!r.bad && n != all)
+            return err_set(err, ERR_MODEL, "key %s.%s: %d, expected %d as in all layers", m->arch, sliding[i], n, all);
+    }
+    if (r.bad)
+        return false;
     if (m->n_head % m->n_kv_head != 0)
         return err_set(err, ERR_MODEL, "key %s.attention.head_count_kv: %d does not divide head_count %d", m->arch,
                        m->n_kv_head, m->n_head);
@@ -357,14 +411,23 @@ static bool read_windows(struct model *m, struct err *err)
     int window = read_int(&r, "attention.sliding_window", 0, 1 << 24, absent), period = m->family->window_period;
     if (r.missing[0] != 0)
         return err_set(err, ERR_MODEL, "missing metadata: %s", r.missing);
-    if (period > 0)
+    char key[128];
+    struct gguf_arr by_layer;    /* which layers slide; else every `period`-th does not */
+    struct err none = {0};
+    snprintf(key, sizeof key, "%s.attention.sliding_window_pattern", m->arch);
+    bool listed = gguf_arr(m->gguf, key, GGUF_BOOL, &by_layer, &none);
+    if (listed && by_layer.n != (size_t)m->n_layer)
+        return err_set(err, ERR_MODEL, "key %s: %zu values, expected one for each of %d layers", key, by_layer.n, m->n_layer);
+    if (!listed)
         period = read_int(&r, "attention.sliding_window_pattern", 0, 1024, period);
     if (r.bad)
         return false;
-    bool local = m->family->rope_base_local != 0 && window > 0;
+    snprintf(key, sizeof key, "%s.rope.freq_base_swa", m->arch);
+    bool local = window > 0 && (m->family->rope_base_local != 0 || gguf_has(m->gguf, key));
     m->n_rope = local ? 2 : 1;
     for (int i = 0; i < m->n_layer; i++) {
-        bool slides = window > 0 && (period == 0 || i % period != period - 1);
+        bool slides = listed ? ((const uint8_t *)by_layer.data)[i] != 0 : period == 0 || i % period != period - 1;
+        slides = slides && window > 0;
         m->layer[i].window = slides ? window : 0;
         m->layer[i].rope = local && slides ? 1 : 0;
     }
@@ -398,7 +461,7 @@ static bool make_rope(const struct model *m, int n_rot, const struct rope_scalin
         hi = ceil(per_octave * num_log(s->n_ctx_orig / (s->beta_slow * 2 * M_PI)));
         lo = lo > 0 ? lo : 0;
         hi = hi < n_rot - 1 ? hi : n_rot - 1;
-        out->mscale *= 1.0 + 0.1 * num_log(1.0 / s->freq_scale);
+        out->mscale *= s->freq_scale < 1 ? 1.0 + 0.1 * num_log(1.0 / s->freq_scale) : 1.0;
     }
     for (int i = 0; i < half; i++) {
         double f = num_pow(s->base, -2.0 * i / n_rot);
@@ -437,13 +500,16 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
 {
     struct reader r = {.g = m->gguf, .arch = m->arch, .err = err};
     int n_rot = read_int(&r, "rope.dimension_count", 2, m->head_dim, m->head_dim);
-    float base = read_float(&r, "rope.freq_base", 10000.0f, false);
+    float base = read_float(&r, "rope.freq_base", 10000.0f, (m->family->flags & FAM_OWN_BASE) != 0);
     float factor = read_float(&r, "rope.scaling.factor", read_float(&r, "rope.scale_linear", 0, false), false);
     float beta_fast = read_float(&r, "rope.scaling.yarn_beta_fast", 32, false);
     float beta_slow = read_float(&r, "rope.scaling.yarn_beta_slow", 1, false);
     float attn_factor = read_float(&r, "rope.scaling.attn_factor", 1.0f, false);
     int n_ctx_orig = read_int(&r, "rope.scaling.original_context_length", 1, 1 << 24, m->n_ctx_train);
-    float base_local = read_float(&r, "rope.freq_base_swa", m->family->rope_base_local, false);
+    bool unscaled = m->family->rope_base_local != 0;
+    float base_local = read_float(&r, "rope.freq_base_swa", unscaled ? m->family->rope_base_local : base, false);
+    if (r.missing[0] != 0)
+        return err_set(err, ERR_MODEL, "missing metadata: %s", r.missing);
     if (r.bad)
         return false;
     char key[128], kind[32];
@@ -484,7 +550,10 @@ bool model_rope(const struct model *m, int n_ctx, struct rope rope[ROPE_MAX], st
     memset(rope, 0, ROPE_MAX * sizeof *rope);
     if (!make_rope(m, n_rot, &s, &rope[0], err))
         return false;
-    struct rope_scaling local = {.base = base_local, .freq_scale = 1, .attn_factor = 1};
+    struct rope_scaling local = s;
+    if (unscaled)
+        local = (struct rope_scaling){.freq_scale = 1, .attn_factor = 1};
+    local.base = base_local;
     return m->n_rope < 2 || make_rope(m, n_rot, &local, &rope[1], err);
 }
 

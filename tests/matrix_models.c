@@ -260,6 +260,26 @@ static void change_keys(struct tiny_spec *s)
     s->edit = set_pattern;
 }
 
+/* The type of bools is 7. */
+static void list_layers(struct ggufw *w, void *arg)
+{
+    (void)arg;
+    ggufw_arr(w, "gemma3.attention.sliding_window_pattern", 7, (const uint8_t[7]){1, 0, 0, 1, 1, 0, 1}, 7, 1);
+    ggufw_arr(w, "gpt-oss.attention.sliding_window_pattern", 7, (const uint8_t[3]){0, 1, 1}, 3, 1);
+    ggufw_f32(w, "gpt-oss.rope.freq_base_swa", 2000);
+}
+
+static void change_layers(struct tiny_spec *s)
+{
+    s->edit = list_layers;
+}
+
+static void change_yarn_down(struct tiny_spec *s)
+{
+    s->yarn = 0.5f;
+    s->n_ctx_orig = 4096;
+}
+
 static void rotate_32(struct ggufw *w, void *arg)
 {
     (void)arg;
@@ -302,6 +322,9 @@ static const struct {
     {"gemma3 of 62 layers", "gemma3", 0, 0, 0, 0, 0, be_27b},
     {"gemma3, pattern 2", "gemma3", 0, 0, 0, 0, 0, change_keys},
     {"gpt-oss, betas", "gptoss", 0, 0, 0, 0, 0, change_keys},
+    {"gpt-oss, two bases", "gptoss", 0, 0, 0, 0, 0, change_layers},
+    {"gemma3, layers listed", "gemma3", 0, 0, 0, 0, 0, change_layers},
+    {"qwen2, yarn below 1", "qwen2", 0, 0, 0, 0, 0, change_yarn_down},
     {"32 of 80 turn", "llama2", 96, 4, 4, 80, 0, change_rotated},
     {"32 of 64 turn", "qwen2", 96, 4, 2, 64, 0, change_rotated},
     {"32 of 96 turn", "phi3", 0, 0, 0, 0, 0, change_rotated},

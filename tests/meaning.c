@@ -221,22 +221,28 @@ static double gelu(double x)    /* the tanh form */
 /* Positions a layer sees, the token's own included; 0 = all before it. */
 static int window_of(const struct meaning *m, int layer)
 {
+    char key[64];
+    struct gguf_arr slides;
+    struct err err = {0};
+    snprintf(key, sizeof key, "%s.attention.sliding_window_pattern", m->arch);
+    if (gguf_arr(m->g, key, GGUF_BOOL, &slides, &err))
+        return ((const unsigned char *)slides.data)[layer] ? m->window : 0;
     int period = read_int(m, "attention.sliding_window_pattern", is_arch(m, "gemma3") ? 6 : 2);
     bool global = (is_arch(m, "gemma3") || is_arch(m, "gpt-oss")) && period > 0 && layer % period == period - 1;
     return global ? 0 : m->window;
 }
 
 /* Where YaRN's ramp meets a dimension that turns this often over the original context. */
-static double yarn_bound(const struct meaning *m, double turns)
+static double yarn_bound(const struct meaning *m, double base, double turns)
 {
-    return m->n_rot * log(m->n_ctx_orig / (turns * 2 * M_PI)) / (2 * log(m->base));
+    return m->n_rot * log(m->n_ctx_orig / (turns * 2 * M_PI)) / (2 * log(base));
 }
 
 /* Angle of pair i at a position, and the factor of its sine and cosine. */
 static double angle(const struct meaning *m, int layer, int pos, int i, double *scale)
 {
-    bool local = is_arch(m, "gemma3") && window_of(m, layer) > 0;    /* a base of their own, unscaled */
-    double base = local ? read_float(m, "rope.freq_base_swa", 10000) : m->base;
+    bool slides = window_of(m, layer) > 0, local = is_arch(m, "gemma3") && slides;    /* a base of their own, unscaled */
+    double base = slides ? read_float(m, "rope.freq_base_swa", local ? 10000 : (float)m->base) : m->base;
     double theta = pos * pow(base, -2.0 * i / m->n_rot);
     const double *factors = vector(m, -1, "rope_freqs.weight");
     if (factors == NULL)
@@ -248,10 +254,10 @@ static double angle(const struct meaning *m, int layer, int pos, int i, double *
         return theta / m->factor;
     if (!m->yarn)
         return theta;
-    double lo = fmax(0, floor(yarn_bound(m, m->beta_fast)));
-    double hi = fmin(m->n_rot - 1, ceil(yarn_bound(m, m->beta_slow)));
+    double lo = fmax(0, floor(yarn_bound(m, base, m->beta_fast)));
+    double hi = fmin(m->n_rot - 1, ceil(yarn_bound(m, base, m->beta_slow)));
     double slow = fmin(1, fmax(0, (i - lo) / fmax(0.001, hi - lo)));
-    *scale *= 1 + 0.1 * log(m->factor);
+    *scale *= m->factor > 1 ? 1 + 0.1 * log(m->factor) : 1;
     return theta / m->factor * slow + theta * (1 - slow);
 }
 

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { T_U8 = 0, T_U32 = 4, T_I32 = 5, T_F32 = 6 }; /* GGUF's numbers */
+enum { T_U8 = 0, T_U32 = 4, T_I32 = 5, T_F32 = 6, T_BOOL = 7 }; /* GGUF's numbers */
 
 static const char *const tiny_names[] = {"llama2", "llama3", "llama32",   "smollm2",
                                          "qwen2",  "phi3",   "phi3swa",   "phi3long",
@@ -113,6 +113,13 @@ static void quantise_tensor(struct ggufw *w, void *arg)
     ck_assert_ptr_nonnull(t);
     t->type = qtype_info(QTYPE_Q8_0)->gguf_id;
     ggufw_reshape(t, t->ne[0], t->ne[1], t->ne[2]);
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
 }
 
 struct str_value {
@@ -332,6 +339,25 @@ START_TEST(rope_tables)
     ck_assert_double_eq_tol(r[0].mscale, 1 + 0.1 * log(32), 1e-9);
     free(r[0].inv_freq);
     close_tiny(&o);
+
+    /* sliding layers with a base of their own, scaled as the others; a factor below 1 does not lower the scores */
+    struct value swa = {"gpt-oss.rope.freq_base_swa", T_F32, bits_of(20000)};
+    o = open_tiny("gptoss", "Q4_0", set_value, &swa);
+    ck_assert(model_rope(o.model, 4096, r, &o.err));
+    ck_assert(o.model->n_rope == 2 && o.model->layer[0].rope == 1 && o.model->layer[1].rope == 0);
+    ck_assert_double_eq_tol(r[0].inv_freq[15] * pow(150000, 30.0 / 32) * 32, 1, 1e-9);
+    ck_assert_double_eq_tol(r[1].inv_freq[15] * pow(20000, 30.0 / 32) * 32, 1, 1e-9);
+    ck_assert(r[1].mscale == r[0].mscale);
+    free(r[0].inv_freq);
+    free(r[1].inv_freq);
+    close_tiny(&o);
+    struct value half = {"gpt-oss.rope.scaling.factor", T_F32, bits_of(0.5f)};
+    o = open_tiny("gptoss", "Q4_0", set_value, &half);
+    ck_assert(model_rope(o.model, 4096, r, &o.err));
+    ck_assert(r[0].mscale == 1);
+    ck_assert_double_eq_tol(r[0].inv_freq[15] * pow(150000, 30.0 / 32) / 2, 1, 1e-9);
+    free(r[0].inv_freq);
+    close_tiny(&o);
 }
 END_TEST
 
@@ -390,17 +416,10 @@ START_TEST(A20_shapes_against_metadata)
 }
 END_TEST
 
-static uint32_t bits_of(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u;
-}
-
 /* A tensor without which the model still has a meaning. */
 static bool is_optional(const struct tiny_spec *s, const char *name)
 {
-    return strcmp(name, "output.weight") == 0 || strcmp(name, "rope_freqs.weight") == 0 ||
+    return (strcmp(name, "output.weight") == 0 && s->n_expert == 0) || strcmp(name, "rope_freqs.weight") == 0 ||
            (strncmp(name, "rope_factors", 12) == 0 && !s->long_rope);
 }
 
@@ -482,10 +501,22 @@ static void drop_factors(struct ggufw *w, void *arg)
     ggufw_drop_tensor(w, "rope_factors_long.weight");
 }
 
-static void set_array(struct ggufw *w, void *arg)
+/* Values for each layer. */
+struct list {
+    const char *key;
+    uint32_t type;
+    int n;
+    uint32_t v[7];    /* bools are one byte each */
+};
+
+static void set_list(struct ggufw *w, void *arg)
 {
-    const uint32_t per_layer[2] = {2, 2};
-    ggufw_arr(w, arg, T_U32, per_layer, 2, sizeof *per_layer);
+    const struct list *l = arg;
+    uint8_t bytes[7];
+    for (int i = 0; i < l->n; i++)
+        bytes[i] = (uint8_t)l->v[i];
+    bool small = l->type == T_BOOL;
+    ggufw_arr(w, l->key, l->type, small ? (const void *)bytes : l->v, (size_t)l->n, small ? 1 : 4);
 }
 
 START_TEST(particulars_of_families)
@@ -531,10 +562,6 @@ START_TEST(particulars_of_families)
         struct value v = keys[i].v;
         refused(keys[i].preset, "Q8_0", set_value, &v, keys[i].where, keys[i].found, keys[i].expected, NULL);
     }
-    static const char *const arrays[] = {"gptoss", "gpt-oss.attention.head_count_kv", "gemma3", "gemma3.feed_forward_length",
-                                         "qwen3", "qwen3.attention.head_count"};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i += 2)
-        refused(arrays[i], "Q8_0", set_array, (void *)arrays[i + 1], arrays[i + 1], "array", "expected", NULL);
     refused("llama3", "Q8_0", add_wrong_bias, "blk.1.attn_q.bias", "blk.1.attn_q.bias", "[100,", "expected [192,", NULL);
     refused("llama3", "Q8_0", add_wrong_bias, "blk.1.attn_output.bias", "blk.1.attn_output.bias", "[100,", "[192,", NULL);
     static const char *const strange[] = {"output.bias", "blk.0.ffn_up.bias", "blk.0.attn_q_norm.weight", "blk.00.attn_q.bias",
@@ -543,6 +570,91 @@ START_TEST(particulars_of_families)
         refused("llama3", "Q8_0", add_wrong_bias, (void *)strange[i], strange[i], "not part of", NULL);
     refused("llama3", "Q8_0", add_wrong_bias, "rope_freqs.weight", "rope_freqs.weight", "[100,", "expected [16,", NULL);
     refused("phi3", "Q8_0", add_wrong_bias, "rope_factors_long.weight", "rope_factors_long.weight", "[100,", "[48,", NULL);
+}
+END_TEST
+
+/* Keys that newer files give for each layer: taken where all layers are alike, or may differ. */
+START_TEST(values_of_each_layer)
+{
+    struct list good[] = {
+        {"gpt-oss.attention.head_count_kv", T_U32, 3, {2, 2, 2}},
+        {"gpt-oss.attention.head_count", T_I32, 3, {8, 8, 8}},
+        {"gpt-oss.expert_feed_forward_length", T_U32, 3, {64, 64, 64}},
+        {"gpt-oss.feed_forward_length", T_U32, 3, {64, 64, 64}},
+    };
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        struct opened o = open_tiny("gptoss", "Q8_0", set_list, &good[i]);
+        ck_assert_msg(o.model != NULL, "%s", o.err.msg);
+        ck_assert(o.model->n_kv_head == 2 && o.model->n_head == 8 && o.model->n_ff == 64);
+        close_tiny(&o);
+    }
+    struct {
+        struct list l;
+        const char *found, *expected;
+    } bad[] = {
+        {{"gpt-oss.attention.head_count_kv", T_U32, 2, {2, 2}}, ": 2 values", "each of 3 layers"},
+        {{"gpt-oss.attention.head_count_kv", T_U32, 0, {0}}, ": 0 values", "each of 3 layers"},
+        {{"gpt-oss.attention.head_count_kv", T_U32, 3, {2, 4, 2}}, "[1]: value 4", "expected 2 as in layer 0"},
+        {{"gpt-oss.attention.head_count_kv", T_I32, 3, {2, 2, (uint32_t)-2}}, "[2]: value -2", "expected 1 to 1024"},
+        {{"gpt-oss.attention.head_count", T_F32, 3, {0}}, "type array of f32", "expected an integer"},
+        {{"gpt-oss.feed_forward_length", T_U32, 3, {64, 64, 0}}, "[2]: value 0", "expected 32 to"},
+        {{"gpt-oss.embedding_length", T_U32, 3, {96, 96, 96}}, "type array of u32", "expected an integer"},
+        {{"gpt-oss.attention.sliding_window_pattern", T_BOOL, 4, {1, 0, 1, 0}}, ": 4 values", "each of 3 layers"},
+        {{"gpt-oss.attention.sliding_window_pattern", T_U32, 3, {1, 0, 1}}, "type array of u32", "expected an integer"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        refused("gptoss", "Q8_0", set_list, &bad[i].l, bad[i].l.key, bad[i].found, bad[i].expected, NULL);
+    static const struct {
+        const char *preset;
+        struct list l;
+    } patterns[] = {
+        {"gemma3", {"gemma3.attention.sliding_window_pattern", T_BOOL, 7, {1, 0, 0, 1, 1, 1, 0}}},
+        {"gptoss", {"gpt-oss.attention.sliding_window_pattern", T_BOOL, 3, {0, 1, 1}}},
+        {"phi3swa", {"phi3.attention.sliding_window_pattern", T_BOOL, 2, {0, 1}}},
+    };
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
+        struct list l = patterns[i].l;
+        struct opened o = open_tiny(patterns[i].preset, "Q8_0", set_list, &l);
+        ck_assert_msg(o.model != NULL, "%s", o.err.msg);
+        for (int k = 0; k < l.n; k++)
+            ck_assert_msg((o.model->layer[k].window > 0) == (l.v[k] != 0) &&
+                              o.model->layer[k].rope == (i == 0 && l.v[k] != 0), "%s, layer %d", patterns[i].preset, k);
+        close_tiny(&o);
+    }
+}
+END_TEST
+
+/* llama.cpp's rule: the rows are as many as there are tokens; the key may count padding. */
+START_TEST(size_of_the_vocabulary)
+{
+    for (uint32_t n = 0; n < 7000; n += 500) {
+        struct value v = {"qwen2.vocab_size", T_U32, n};
+        if (n > 0 && n <= TINY_VOCAB_MIN + 1024) {
+            struct opened o = open_tiny("qwen2", "Q8_0", set_value, &v);
+            ck_assert_msg(o.model != NULL && o.model->n_vocab == TINY_VOCAB_MIN, "%s", o.err.msg);
+            close_tiny(&o);
+        } else {
+            refused("qwen2", "Q8_0", set_value, &v, "key qwen2.vocab_size", "expected", n == 0 ? "1 to" : "384 as tensor", NULL);
+        }
+    }
+    refused("qwen2", "Q8_0", drop_keys, (const char *[]){"tokenizer.ggml.tokens", "qwen2.vocab_size", NULL}, "tokens", NULL);
+    struct opened o = open_tiny("qwen2", "Q8_0", drop_keys, (const char *[]){"qwen2.vocab_size", NULL});
+    ck_assert_msg(o.model != NULL, "%s", o.err.msg);
+    close_tiny(&o);
+}
+END_TEST
+
+/* What the families' authors and llama.cpp do where a key or tensor is missing. */
+START_TEST(what_must_be_there)
+{
+    refused("gptoss", "Q8_0", drop_tensor, "output.weight", "tensor output.weight is missing", "gpt-oss", NULL);
+    refused("gptoss", "Q8_0", drop_keys, (const char *[]){"gpt-oss.rope.freq_base", NULL}, "missing metadata: gpt-oss.rope.freq_base", NULL);
+    refused("gemma3", "Q8_0", drop_keys, (const char *[]){"gemma3.rope.freq_base", NULL}, "missing metadata: gemma3.rope.freq_base", NULL);
+    struct opened o = open_tiny("llama2", "Q8_0", drop_keys, (const char *[]){"llama.rope.freq_base", NULL});
+    ck_assert_msg(o.model != NULL, "%s", o.err.msg);
+    close_tiny(&o);
+    struct value swa = {"gpt-oss.attention.key_length_swa", T_U32, 64};
+    refused("gptoss", "Q8_0", set_value, &swa, "gpt-oss.attention.key_length_swa: 64", "expected 32", NULL);
 }
 END_TEST
 
@@ -629,6 +741,9 @@ int main(void)
     tcase_add_test(bad, A20_shapes_against_metadata);
     tcase_add_loop_test(bad, each_tensor_is_checked, 0, 8);
     tcase_add_test(bad, particulars_of_families);
+    tcase_add_test(bad, values_of_each_layer);
+    tcase_add_test(bad, size_of_the_vocabulary);
+    tcase_add_test(bad, what_must_be_there);
     tcase_add_test(bad, values_out_of_range);
     tcase_add_test(bad, angles_that_are_no_numbers);
     tcase_add_test(bad, names_that_are_not_known);
