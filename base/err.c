@@ -1,5 +1,7 @@
 #include "base/err.h"
 
+#include "base/utf8.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,6 +20,21 @@ static void drop_partial_char(char *s)
         s[i - 1] = 0;
 }
 
+/* Messages quote files and requests: what is not text, or would steer a terminal, is shown as '?'. */
+static void keep_text(char *s)
+{
+    for (size_t n = strlen(s); n > 0;) {
+        uint32_t cp;
+        int k = utf8_decode(s, n, &cp);
+        bool good = k > 0 && cp >= 0x20 && !(cp >= 0x7F && cp < 0xA0);
+        size_t step = good ? (size_t)k : 1;
+        if (!good)
+            *s = '?';
+        s += step;
+        n -= step;
+    }
+}
+
 bool err_set(struct err *err, enum err_code code, const char *fmt, ...)
 {
     if (err == NULL)
@@ -28,6 +45,7 @@ bool err_set(struct err *err, enum err_code code, const char *fmt, ...)
     va_end(ap);
     if (n >= (int)sizeof err->msg)
         drop_partial_char(err->msg);
+    keep_text(err->msg);
     err->code = code;
     return false;
 }
@@ -46,5 +64,6 @@ bool err_prefix(struct err *err, const char *fmt, ...)
         snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", old);
     if (strlen(err->msg) == sizeof err->msg - 1)
         drop_partial_char(err->msg);
+    keep_text(err->msg);
     return false;
 }

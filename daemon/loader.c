@@ -46,7 +46,7 @@ static bool open_file(const struct options *o, struct loaded *l, struct err *err
     if (l->tok == NULL)
         return false;
     if (tok_n_vocab(l->tok) > l->model->n_vocab)
-        return err_set(err, ERR_MODEL, "%s: the tokenizer has %d tokens, the embedding has rows for %d", o->model,
+        return err_set(err, ERR_MODEL, "%s: key tokenizer.ggml.tokens: %d tokens, tensor token_embd.weight has rows for %d", o->model,
                        tok_n_vocab(l->tok), l->model->n_vocab);
     return true;
 }

@@ -168,8 +168,10 @@ static bool take_name(struct reader *r, struct gguf_str *out, size_t max, const 
     if (out->len == 0 || out->len > max)
         return fail_at(r, start, "name of %zu bytes, allowed 1 to %zu", out->len, max);
     name_where(r, kind, out);
-    if (!utf8_valid(out->s, out->len) || memchr(out->s, 0, out->len) != NULL)
+    if (!utf8_valid(out->s, out->len))
         return fail_at(r, start, "name is not valid UTF-8");
+    if (memchr(out->s, 0, out->len) != NULL)
+        return fail_at(r, start, "name holds a NUL byte");
     return true;
 }
 

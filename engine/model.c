@@ -272,6 +272,7 @@ static bool bind_tensors(struct model *m, struct err *err)
 
 /* ---- hyper-parameters ---- */
 
+/* The text as far as it fits, whole characters; control characters as '?', so that no name ends early or escapes into a terminal. */
 static bool copy_str(const struct gguf *g, const char *key, char *out, size_t size, struct err *err)
 {
     struct gguf_str s;
@@ -283,7 +284,10 @@ static bool copy_str(const struct gguf *g, const char *key, char *out, size_t si
         return e.code == ERR_NONE;
     }
     size_t n = s.len < size - 1 ? s.len : size - 1;
-    memcpy(out, s.s, n);
+    while (n > 0 && n < s.len && ((unsigned char)s.s[n] & 0xC0) == 0x80)
+        n--;
+    for (size_t i = 0; i < n; i++)
+        out[i] = (unsigned char)s.s[i] < 0x20 || s.s[i] == 0x7F ? '?' : s.s[i];
     out[n] = 0;
     return true;
 }

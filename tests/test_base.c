@@ -27,6 +27,8 @@ START_TEST(err_keeps_code_and_message)
     ck_assert(!err_prefix(&err, "file %s", "a.gguf"));
     ck_assert_str_eq(err.msg, "file a.gguf: tensor x: 3");
     ck_assert_int_eq(err.code, ERR_MODEL);
+    err_set(&err, ERR_MODEL, "a\n\x1b[2J\xc2\x9b\x7f \xff\xc3( \xe2\x82\xac %s", "\t");
+    ck_assert_str_eq(err.msg, "a?" "?[2J??? ?" "?( \xe2\x82\xac ?");
     ck_assert(!err_set(NULL, ERR_MODEL, "nobody listens"));
     ck_assert(!err_prefix(NULL, "nobody listens"));
 }

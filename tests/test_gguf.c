@@ -544,12 +544,12 @@ START_TEST(A15_names_are_text)
     struct buf b = image_of(sample());
     size_t key = find_bytes(&b, "an.i32"), name = find_bytes(&b, "token_embd.weight");
     b.data[key] = 0;
-    refused(b.data, b.len, "key ?n.i32", "UTF-8", NULL);
+    refused(b.data, b.len, "key ?n.i32", "NUL", NULL);
     b.data[key] = (char)0xFF;
     refused(b.data, b.len, "key ?n.i32", "UTF-8", NULL);
     b.data[key] = 'a';
     b.data[name] = 0;
-    refused(b.data, b.len, "tensor ?oken_embd.weight", "UTF-8", NULL);
+    refused(b.data, b.len, "tensor ?oken_embd.weight", "NUL", NULL);
     buf_free(&b);
 }
 END_TEST

@@ -718,6 +718,8 @@ START_TEST(names_that_are_not_known)
     struct str_value v = {"general.architecture", "mamba"};
     refused("llama3", "Q4_0", set_string, &v, "general.architecture", "mamba", "llama, qwen2, phi3",
             NULL);
+    v.value = "llama\n\x1b[2J";
+    refused("llama3", "Q4_0", set_string, &v, "\"llama?" "?[2J\" is not supported", NULL);
     v = (struct str_value){"gemma3.rope.scaling.type", "ntk"};
     refused("gemma3lin", "Q4_0", set_string, &v, "gemma3.rope.scaling.type", "ntk", "linear", NULL);
     v = (struct str_value){"qwen2.block_count", "24"};

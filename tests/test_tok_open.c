@@ -5,6 +5,7 @@
 #include "tests/ggufw.h"
 
 #include <check.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -462,6 +463,61 @@ START_TEST(end_tokens_by_name)
 END_TEST
 
 /* Every allocation of opening and encoding fails once: an error, no crash, nothing left behind. */
+/* Vocabularies that make no sense but hold together: whatever the texts and kinds are, encoding ends, gives ids of the
+ * vocabulary, and these decode to valid pieces. */
+static void set_text(struct ggufw *w, const char *text, size_t len, int every, size_t n, int32_t kind)
+{
+    struct buf texts = {0};
+    int32_t types[64];
+    float scores[64];
+    for (size_t i = 0; i < n; i++) {
+        char own[8];
+        int k = snprintf(own, sizeof own, "%c%zu", (int)('a' + i % 3), i / 3);
+        bool strange = i % (size_t)every == 0;
+        ggufw_put_str(&texts, strange ? text : own, strange ? len : (size_t)k);
+        types[i] = kind;
+        scores[i] = i % 2 ? INFINITY : -INFINITY;
+    }
+    ggufw_strs(w, "tokenizer.ggml.tokens", &texts, n);
+    ggufw_arr(w, "tokenizer.ggml.token_type", 5, types, n, sizeof *types);
+    ggufw_arr(w, "tokenizer.ggml.scores", 6, scores, n, sizeof *scores);
+    buf_free(&texts);
+}
+
+START_TEST(strange_vocabularies_still_work)
+{
+    static const struct {
+        const char *text;
+        size_t len;
+    } texts[] = {{"", 0}, {"a", 1}, {"\0", 1}, {"\xff\xc3\xf0\x9f", 4}, {"\xE2\x96\x81", 3}, {"</s>", 4}, {" ", 1}};
+    static const char prompt[] = "a0 a1\0 b</s>\xE2\x96\x81  <0x0A>\n\xf0\x9f\x98\x80";
+    for (int bpe = 0; bpe < 2; bpe++)
+        for (size_t i = 0; i < COUNT(texts) * 6 * 2; i++) {
+            struct made m;
+            struct err err = {0};
+            int32_t *ids = NULL;
+            char *out = NULL;
+            size_t n, len;
+            begin(&m, bpe == 1);
+            size_t count = bpe ? COUNT(bpe_pieces) : COUNT(spm_pieces), at = i / 12;
+            set_text(m.w, texts[at].text, texts[at].len, i % 2 ? 1 : 3, count, (int32_t)(i / 2 % 6));
+            if (!open_made(&m)) { /* all are empty */
+                ck_assert_msg(i % 2 == 1 && texts[at].len == 0, "%s", m.err.msg);
+                end(&m);
+                continue;
+            }
+            ck_assert_msg(tok_encode(m.tok, prompt, sizeof prompt - 1, TOK_ADD_ONCE, true, 0, &ids, &n, &err), "%s", err.msg);
+            for (size_t k = 0; k < n; k++)
+                ck_assert(ids[k] >= 0 && ids[k] < tok_n_vocab(m.tok));
+            ck_assert_msg(tok_decode(m.tok, ids, n, true, &out, &len, &err), "%s", err.msg);
+            ck_assert_uint_le(len, n * 8);
+            free(ids);
+            free(out);
+            end(&m);
+        }
+}
+END_TEST
+
 START_TEST(memory_runs_out)
 {
     for (int bpe = 0; bpe < 2; bpe++) {
@@ -507,6 +563,7 @@ int main(void)
     tcase_add_test(t, spm_without_a_space_in_front);
     tcase_add_test(t, user_defined_tokens_are_always_found_the_longest_first);
     tcase_add_test(t, end_tokens_by_name);
+    tcase_add_test(t, strange_vocabularies_still_work);
     tcase_add_test(t, memory_runs_out);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
