@@ -222,7 +222,8 @@ struct attend_run {
     struct block *blocks;
     int n_blocks;
     int n_splits;               /* splits a task is cut into; 0 = not cut */
-    struct counter counter;
+    struct counter counter;     /* of the pieces of tasks that are cut */
+    struct shares shares;       /* of whole tasks */
 };
 
 static int first_visible(int window, int pos)
@@ -318,18 +319,36 @@ static struct scratch take_scratch(struct cpu *c)
     return carve(&c->cfg, c->tiles + (size_t)thread * c->tile_bytes);
 }
 
+/* The block of whole task i: later rows are longer, so they come first. */
+static const struct block *block_at(const struct attend_run *r, int i)
+{
+    return &r->blocks[r->n_blocks - 1 - i / r->c->cfg.n_kv_head];
+}
+
+/* The first keys of whole task i, NULL when there is none. */
+static const void *first_keys(const struct attend_run *r, int i)
+{
+    const struct cpu *c = r->c;
+    int from, to;
+    if (i >= r->n_blocks * c->cfg.n_kv_head)
+        return NULL;
+    split_range(r, block_at(r, i), &from, &to);
+    return tile_at(c, r->l->index, c->step.rows[block_at(r, i)->row0].seq, from * NUM_SPLIT, i % c->cfg.n_kv_head, 0);
+}
+
 static void work_whole(void *arg)
 {
     struct attend_run *r = arg;
     struct cpu *c = r->c;
     struct scratch s = take_scratch(c);
-    for (int i; (i = counter_take(&r->counter)) >= 0;) {
-        const struct block *b = &r->blocks[r->n_blocks - 1 - i / c->cfg.n_kv_head];    /* later rows are longer: first */
+    for (int i, own = shares_join(&r->shares); (i = shares_take(&r->shares, own)) >= 0;) {
+        const struct block *b = block_at(r, i);
         int kv_head = i % c->cfg.n_kv_head, n_q = b->n_rows * group_size(&c->cfg), from, to;
         gather_queries(c, &s, b, kv_head);
         clear_parts(c, s.all, n_q);
         split_range(r, b, &from, &to);
         for (int split = from; split <= to; split++) {
+            s.after = split == to ? first_keys(r, i + 1) : NULL;
             attend_split(r, &s, b, kv_head, split);
             for (int h = 0; h < n_q; h++)
                 merge_part(c, part_of(c, s.all, h), part_of(c, s.split, h));
@@ -464,7 +483,7 @@ void cpu_attn(struct kern *k, const struct layer *l)
         counter_init(&r.counter, n_tasks * longest);
         pool_run(c->pool, work_cut, &r);
     } else {
-        counter_init(&r.counter, n_tasks);
+        shares_init(&r.shares, pool_size(c->pool), n_tasks);
         pool_run(c->pool, work_whole, &r);
     }
 }
