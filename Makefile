@@ -126,7 +126,7 @@ $(EMU)/%.c.o: %.c Makefile
 $(EMU)/%.o: % Makefile
 	@mkdir -p $(@D)
 	$(CXX) -std=gnu++17 $(EMUFLAGS) -MMD -MP -c -o $@ -x c++ $<
-$(OBJ)/tests/test_cuda_draw.o: CFLAGS += -Itests/emu
+$(OBJ)/tests/test_cuda.o $(OBJ)/tests/test_cuda_draw.o: CFLAGS += -Itests/emu
 $(BIN)/test_cuda $(BIN)/test_cuda_draw: $(BIN)/%: $(OBJ)/tests/%.o $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) -lm -lstdc++
 # The worker on the shim, for test_daemon_cuda.

@@ -52,33 +52,11 @@ __global__ static void k_tick(uint32_t *word)
         *word = *word + 1;
 }
 
-#ifdef __CUDACC__
-/* words[0] counts arrivals, words[1] rounds that are complete. */
-__device__ static void meet(uint32_t *words, uint32_t round)
-{
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        if (atomicAdd(&words[0], 1) == gridDim.x * round - 1)
-            atomicExch(&words[1], round);
-        while (*(volatile uint32_t *)&words[1] < round)
-            ;
-        __threadfence();
-    }
-    __syncthreads();
-}
-#else
-__device__ static void meet(uint32_t *, uint32_t)
-{
-    __syncthreads(); /* blocks run one after the other there */
-}
-#endif
-
-__global__ static void k_grid_sync(uint32_t *words, int n)
+__global__ static void k_grid_sync(uint32_t *word, int n)
 {
     kernel_begin();
     for (int i = 1; i <= n; i++)
-        meet(words, (uint32_t)i);
+        grid_barrier(word, (uint32_t)i * gridDim.x);
 }
 
 template <bool BYTES> __global__ static void k_mma(int n, uint32_t *sink)
@@ -175,7 +153,7 @@ extern "C" void gpu_tick(struct cuda *k, uint32_t *word)
 
 extern "C" void gpu_grid_sync(struct cuda *k, int blocks, int n, uint32_t *words)
 {
-    LAUNCH(k, k_grid_sync, dim3((unsigned)blocks), dim3(THREADS), 0, words, n);
+    LAUNCH_TOGETHER(k, k_grid_sync, (unsigned)blocks, THREADS, 0, words, n);
     CU_NOTE(k, "grid sync");
 }
 

@@ -1,6 +1,7 @@
 /* The CUDA device on the host shim (tests/emu/): whole tiny models against the reference, logits compared by memcmp. The
  * kernels are the files of kernels/cuda/ as they are; lanes run in random order. `test_cuda full` runs every family with
  * every weight type and several orders; without an argument each family and each type once. */
+#include "kernels/cuda/cuda.h"
 #include "tests/emu/emu.h"
 #include "tests/pair.h"
 #include "tests/rig.h"
@@ -219,6 +220,124 @@ START_TEST(graphs)
 }
 END_TEST
 
+/* ---- a step as one kernel ---- */
+
+static struct kern *open_persistent(const struct kern_config *c, struct err *err)
+{
+    struct kern *k = kern_cuda()->open(c, err);
+    if (k != NULL && !persist_open((struct cuda *)k, err)) {
+        kern_cuda()->close(k);
+        return NULL;
+    }
+    return k;
+}
+
+static const struct kern_device *persistent(void)
+{
+    static struct kern_device d;
+    d = *kern_cuda();
+    d.open = open_persistent;
+    return &d;
+}
+
+/* Steps of 1 to 8 rows of two sequences, each size recorded and then run again, behind a prompt of n_first. F16 and BF16 are
+ * compared with the plain launches, the others with the reference: the same bytes. */
+static void run_persistent(const char *preset, const char *type, enum kv_type kv, int n_layer, int n_first)
+{
+    enum { ROWS = 8, FIRST = 240 };
+    struct adapter_options o = {.n_ctx = 320, .max_seqs = 2, .max_rows = FIRST, .max_logits = ROWS, .kv_type = kv,
+                                .kv_bytes = 64 << 20};
+    bool half = strcmp(type, "F16") == 0 || strcmp(type, "BF16") == 0;
+    struct tiny_spec spec = spec_of(preset, type);
+    struct err err = {0};
+    struct pair p;
+    static struct row rows[FIRST];
+    spec.n_layer = spec.n_layer > n_layer ? n_layer : spec.n_layer;
+    ck_assert_msg(pair_open(&p, &spec, o, half ? kern_cuda() : &kern_ref, persistent(), &err), "%s", err.msg);
+    p.tolerance = 0;
+    pair_pages(&p, 2, 5);
+    for (int i = 0; i < n_first; i++) {
+        rows[i] = pair_row(0, i, 0);
+        rows[i].want_logits = i == n_first - 1;
+    }
+    step_both(&p, rows, n_first);
+    for (int n = 1, pos = n_first, other = 0; n <= ROWS; n++)
+        for (int again = 0; again < 2; again++) {
+            int of_first = (n + 1) / 2;
+            for (int i = 0; i < n; i++)
+                rows[i] = i < of_first ? pair_row(0, pos++, again) : pair_row(1, other++, again);
+            long launches = emu_launches();
+            ck_assert_msg(pair_step(&p, rows, n, &err), "%s %s, KV type %d, order %llu: %s", preset, type, (int)kv,
+                          (unsigned long long)emu_card()->seed, err.msg);
+            ck_assert(half || emu_launches() - launches == 1);
+        }
+    pair_close(&p);
+    ck_assert_int_eq(emu_alive(), 0);
+}
+
+START_TEST(one_kernel_every_family)
+{
+    run_persistent(presets[_i], "Q4_0", (enum kv_type)(_i % KV_TYPE_N), 2, 12);
+}
+END_TEST
+
+START_TEST(one_kernel_every_type)
+{
+    run_persistent(_i % 2 == 0 ? "llama3" : "gptoss", qtype_name((enum qtype)_i), (enum kv_type)(_i % KV_TYPE_N), 1, 12);
+}
+END_TEST
+
+START_TEST(one_kernel_past_a_split)
+{
+    run_persistent("smollm2", "Q8_0", KV_F16, 1, 240);
+}
+END_TEST
+
+START_TEST(one_kernel_mixtures)
+{
+    run_persistent("qwen2", "Q4_K_M", KV_Q8_0, 2, 12);
+    run_persistent("llama2", "Q5_K_M", KV_F32, 2, 12);
+}
+END_TEST
+
+/* Tokens drawn after it; another class of steps between; a step that was stopped while it was recorded. */
+START_TEST(one_kernel_in_service)
+{
+    enum { N = 40 };
+    static struct reader rd[2][3];
+    for (int one = 0; one < 2; one++) {
+        struct rig r;
+        rig_open(&r, &(struct rig_options){.device = one ? persistent() : kern_cuda(), .n_layer = 1, .type = "Q4_1"});
+        for (int i = 0; i < 3; i++) {
+            struct gen_request q = rig_request(20 + i, 1, N - 9 * i);
+            q.n_logprobs = 0;
+            reader_start(&rd[one][i], &r, &q);
+        }
+        for (int i = 0; i < 3; i++)
+            reader_finish(&rd[one][i]);
+        rig_close(&r);
+    }
+    for (int i = 0; i < 3; i++) {
+        ck_assert_mem_eq(rd[0][i].tokens, rd[1][i].tokens, (size_t)(N - 9 * i) * sizeof *rd[0][i].tokens);
+        reader_free(&rd[0][i]);
+        reader_free(&rd[1][i]);
+    }
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 4};
+    struct tiny_spec spec = spec_of("smollm2", "Q8_0");
+    struct pair p;
+    struct err err = {0};
+    struct step_out out;
+    atomic_bool stop = true;
+    struct row row = pair_row(0, 0, 0);
+    ck_assert_msg(pair_open(&p, &spec, o, &kern_ref, persistent(), &err), "%s", err.msg);
+    pair_pages(&p, 1, 1);
+    ck_assert(!adapter_step(p.got, &row, 1, &out, &stop, &err));
+    step_both(&p, &row, 1);
+    step_both(&p, &row, 1);
+    close_pair(&p);
+}
+END_TEST
+
 /* Pages left by another request, prompt and generated tokens: the same tokens and log-probabilities as on empty ones. */
 START_TEST(prefix_cache)
 {
@@ -362,6 +481,34 @@ START_TEST(failures_in_service)
 }
 END_TEST
 
+/* The same with one kernel, which is the step's only launch. */
+START_TEST(failures_of_one_kernel)
+{
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 16, .device = persistent()};
+    struct row row = pair_row(0, 0, 0);
+    struct tiny_spec spec = spec_of("smollm2", "Q8_0");
+    struct pair p = open_spec(&spec, o);
+    for (int n = 1; n <= 2; n++)
+        for (int steps = 0; steps < 2; steps++) { /* while it is recorded, and run again */
+            struct step_out out;
+            struct err err = {0};
+            adapter_close(p.got);
+            p.got = adapter_open(p.model, &o, &err);
+            ck_assert_msg(p.got != NULL, "%s", err.msg);
+            pair_pages(&p, 1, 1);
+            for (int i = 0; i < steps; i++)
+                ck_assert(adapter_step(p.got, &row, 1, &out, NULL, &err));
+            emu_card()->fail_launch = n;
+            bool ok = adapter_step(p.got, &row, 1, &out, NULL, &err);
+            ck_assert_int_eq(ok, n == 2);
+            ck_assert(ok || strstr(err.msg, "persistent kernel") != NULL);
+            emu_card()->fail_launch = 0;
+            ck_assert_int_eq(adapter_step(p.got, &row, 1, &out, NULL, &err), ok);
+        }
+    close_pair(&p);
+}
+END_TEST
+
 /* Whichever call fails while a model is opened, loaded, used and graphs are made: somebody says so, and all is given back. */
 START_TEST(failures_of_every_call)
 {
@@ -391,6 +538,46 @@ START_TEST(failures_of_every_call)
     }
     p.got = NULL;
     close_pair(&p);
+}
+END_TEST
+
+/* Cards that do not take the kernel say why, and go on without it; so when any call fails meanwhile. */
+START_TEST(cards_without_one_kernel)
+{
+    static const struct {
+        int capability, together;
+        const char *message;
+    } cards[] = {{80, 4, "is for compute capability 8.0"}, {90, 0, "no cooperative launches"}, {90, 3, "too many blocks"}};
+    struct kern_config c = small_config();
+    struct err err = {0};
+    for (int i = 0; i < 3; i++) {
+        emu_card()->capability = cards[i].capability;
+        emu_card()->together = cards[i].together;
+        struct kern *k = kern_cuda()->open(&c, &err);
+        long alive = emu_alive();
+        ck_assert_msg(k != NULL, "%s", err.msg);
+        ck_assert(!persist_open((struct cuda *)k, &err));
+        ck_assert_msg(strstr(err.msg, cards[i].message) != NULL, "%s", err.msg);
+        ck_assert_int_eq(emu_alive(), alive);
+        ck_assert_int_eq((int)((struct cuda *)k)->persist.blocks, 0);
+        kern_cuda()->close(k);
+    }
+    emu_card()->capability = 90;
+    emu_card()->together = 4;
+    struct kern *k = kern_cuda()->open(&c, &err);
+    long alive = emu_alive();
+    for (int n = 1;; n++) {
+        emu_card()->fail_call = n;
+        bool ok = persist_open((struct cuda *)k, &err);
+        ck_assert_int_eq(ok, emu_card()->fail_call > 0);
+        emu_card()->fail_call = 0;
+        if (ok)
+            break;
+        ck_assert_int_eq(emu_alive(), alive);
+        ck_assert_int_lt(n, 20);
+    }
+    kern_cuda()->close(k);
+    ck_assert_int_eq(emu_alive(), 0);
 }
 END_TEST
 
@@ -469,6 +656,7 @@ START_TEST(everything)
     for (int t = 0; t < QTYPE_N; t++) {
         emu_card()->seed = (uint64_t)(_i * QTYPE_N + t) * 7919 + 5;
         run_model(presets[_i], qtype_name((enum qtype)t), (enum kv_type)(t % KV_TYPE_N));
+        run_persistent(presets[_i], qtype_name((enum qtype)t), (enum kv_type)(t % KV_TYPE_N), 1, 12);
     }
 }
 END_TEST
@@ -495,13 +683,23 @@ static Suite *suite(void)
     tcase_set_timeout(columns, 600);
     tcase_add_loop_test(columns, any_number_of_columns, 0, full ? QUANTISED : QUANTISED_KINDS);
     suite_add_tcase(s, columns);
+    TCase *one = tcase_create("one kernel");
+    tcase_set_timeout(one, 60);
+    tcase_add_loop_test(one, one_kernel_every_family, 0, N_PRESETS);
+    tcase_add_loop_test(one, one_kernel_every_type, 0, QTYPE_N);
+    tcase_add_test(one, one_kernel_past_a_split);
+    tcase_add_test(one, one_kernel_mixtures);
+    tcase_add_test(one, one_kernel_in_service);
+    suite_add_tcase(s, one);
     TCase *card = tcase_create("card");
     tcase_set_timeout(card, 60);
     tcase_add_test(card, cards_that_cannot_be_used);
     tcase_add_test(card, index_out_of_range);
     tcase_add_test(card, memory_is_planned);
     tcase_add_test(card, failures_in_service);
+    tcase_add_test(card, failures_of_one_kernel);
     tcase_add_test(card, failures_of_every_call);
+    tcase_add_test(card, cards_without_one_kernel);
     tcase_add_test(card, upload_in_small_pieces);
     tcase_add_test(card, weights_that_are_not_resident);
     tcase_add_test(card, failure_under_the_engine);

@@ -1,8 +1,6 @@
 /* Launches of the attention of few rows (attn_few.cuh), and which kernel a step's attention takes. */
 #include "kernels/cuda/attn_few.cuh"
 
-enum { SHARED_FLOATS = 8192 };
-
 /* ---- kernels ---- */
 
 template <enum kv_type KV, int G> __global__ static void __launch_bounds__(ATTN_THREADS, 2) k_attn(struct attn_args a)
@@ -30,13 +28,12 @@ template <enum kv_type KV, int G> static void run(struct cuda *k, struct attn_ar
     CU_NOTE(k, "attention");
 }
 
-/* The most heads at once that they are and that shared memory (32 KB beside p) has room for. */
 template <enum kv_type KV> static void run_heads(struct cuda *k, struct attn_args *a, int splits)
 {
-    int group = a->n_head / a->kv.n_kv_head, room = SHARED_FLOATS / (1 + TILES + 3) / a->kv.head_dim;
-    if (group >= 5 && room >= 8)
+    int heads = heads_at_once(a);
+    if (heads == 8)
         run<KV, 8>(k, a, splits);
-    else if (group >= 2 && room >= 4)
+    else if (heads == 4)
         run<KV, 4>(k, a, splits);
     else
         run<KV, 1>(k, a, splits);
@@ -59,7 +56,9 @@ extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int lay
     a.all = flash || most * k->n_rows > k->n_part; /* many rows fill the card without splits */
     a.n_part = a.all ? 1 : most;
     int splits = a.n_part;
-    if (flash)
+    if (k->mode == STEP_RECORD)
+        persist_attn(k, &a, splits);
+    else if (flash)
         launch_flash(k, &a);
     else if (k->cfg.kv_type == KV_F16)
         run_heads<KV_F16>(k, &a, splits);
@@ -70,6 +69,9 @@ extern "C" void launch_attn(struct cuda *k, const struct attn_params *p, int lay
     int width = k->cfg.n_head * k->cfg.head_dim;
     dim3 grid((unsigned)((width + ATTN_THREADS - 1) / ATTN_THREADS), (unsigned)k->n_rows);
     struct merge_args m = {a, p->sinks, *out};
-    LAUNCH(k, k_merge, grid, dim3(ATTN_THREADS), 0, m);
+    if (k->mode == STEP_RECORD)
+        persist_add(k, OP_MERGE, 0, (int)grid.x, (int)grid.y, &m, sizeof m);
+    else
+        LAUNCH(k, k_merge, grid, dim3(ATTN_THREADS), 0, m);
     CU_NOTE(k, "merge");
 }

@@ -7,7 +7,7 @@
 #include "kernels/cuda/act.cuh"
 #include "kernels/cuda/attn.cuh"
 
-enum { MERGE_BATCH = 8 };
+enum { MERGE_BATCH = 8, SHARED_FLOATS = 8192 };
 
 /* Floats of a head's query in shared memory: whole float4s. */
 __host__ __device__ inline int query_floats(int head_dim)
@@ -153,6 +153,13 @@ template <int G> struct attn_shared {
 __host__ __device__ inline int attn_more_floats(int G, int head_dim)
 {
     return G * (query_floats(head_dim) + head_dim * (TILES + 3));
+}
+
+/* The most heads at once (8, 4 or 1) that they are and that shared memory (32 KB beside p) has room for. */
+static inline int heads_at_once(const struct attn_args *a)
+{
+    int group = a->n_head / a->kv.n_kv_head, room = SHARED_FLOATS / (1 + TILES + 3) / a->kv.head_dim;
+    return group >= 5 && room >= 8 ? 8 : group >= 2 && room >= 4 ? 4 : 1;
 }
 
 /* Grid: splits (or 1) x KV heads * passes x rows. */

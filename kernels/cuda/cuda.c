@@ -129,6 +129,7 @@ static void close_cuda(struct kern *kern)
         (void)cudaStreamSynchronize(k->stream);
     cuda_load_close(k);
     cuda_graph_close(k);
+    persist_close(k);
     (void)cudaFreeHost(k->step_host);
     (void)cudaFreeHost(k->host_logits);
     (void)cudaFreeHost(k->host_token);

@@ -26,7 +26,7 @@ struct act {
 };
 
 /* What the code that runs must have been compiled for. */
-enum { CODE_TILE = 80, CODE_OVERLAP = 90 };
+enum { CODE_TILE = 80, CODE_OVERLAP = 90, CODE_GRID = 90 };
 enum { OVERLAP_CUDA = 12030 };  /* from which on a graph may hold launches that overlap */
 
 /* One matrix of a product: out (columns, rows) = w x activations + bias. */
@@ -89,7 +89,20 @@ struct graph_slot {
     uint64_t used;          /* graph_steps when it last was */
     cudaGraphExec_t exec;
 };
-enum step_mode { STEP_PLAIN, STEP_CAPTURE, STEP_REPLAY };
+enum step_mode { STEP_PLAIN, STEP_CAPTURE, STEP_REPLAY, STEP_RECORD, STEP_RERUN }; /* the last two: persist.cu */
+
+/* Steps of few rows as one kernel: the program of one class of them. */
+enum op_kind { OP_EMBED, OP_NORM, OP_PRODUCT, OP_HEADS, OP_ATTN, OP_MERGE, OP_GATE, OP_CHOOSE, OP_BLEND };
+enum { PERSIST_ROWS = 8 };
+struct persist {
+    unsigned blocks;        /* of the kernel: as many as the card holds at once; 0: off */
+    size_t shared;          /* bytes of shared memory a block */
+    struct op *ops, *host_ops;  /* (max_op): on the card; pinned */
+    int n_op, max_op;
+    struct graph_slot *slot;    /* whose program it is; NULL: nobody's */
+    uint32_t *arrivals;     /* on the card: the barrier's count ... */
+    uint32_t arrived;       /* ... and what it is once all launches so far are through */
+};
 
 struct cuda {
     struct kern kern;
@@ -142,6 +155,7 @@ struct cuda {
     struct graph_slot *slot;    /* the step's; NULL: it is not to be a graph */
     uint64_t graph_steps;       /* that could be one */
     enum step_mode mode;
+    struct persist persist;
     bool has_head;          /* the step came to its last phase */
 };
 
@@ -172,6 +186,15 @@ void cuda_load_close(struct cuda *k);   /* gives back what loading took, also wh
 void cuda_graph_begin(struct cuda *k);
 void cuda_graph_end(struct cuda *k);
 void cuda_graph_close(struct cuda *k);
+
+/* persist.cu. Off until persist_open, after open, says true; false: why not, and all stays as it was. While a step is recorded
+ * (STEP_RECORD) launchers add an operation instead: nx x ny blocks of 256 threads. */
+bool persist_open(struct cuda *k, struct err *err);
+void persist_close(struct cuda *k);
+enum step_mode persist_begin(struct cuda *k);
+void persist_end(struct cuda *k);
+void persist_add(struct cuda *k, enum op_kind kind, int type, int nx, int ny, const void *args, size_t bytes);
+void persist_product(struct cuda *k, enum qtype type, const struct product *p);
 
 /* step.c */
 void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p);  /* by the kernel for its type and columns */
@@ -224,6 +247,7 @@ bool draw_usable(int n_vocab);
 /* attn.cu, and flash.cu for prompts: rows that one block takes (0: the heads are not for it). */
 struct attn_args;
 void launch_flash(struct cuda *k, const struct attn_args *a);
+void persist_attn(struct cuda *k, const struct attn_args *a, int splits);
 int flash_rows(const struct kern_config *c);
 void launch_attn(struct cuda *k, const struct attn_params *p, int layer, const struct act *out);
 

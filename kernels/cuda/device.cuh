@@ -35,6 +35,23 @@ inline void launch_kernel(struct cuda *k, void (*kernel)(P...), dim3 grid, dim3 
     c.numAttrs = k->overlap ? 1 : 0;
     (void)cudaLaunchKernelEx(&c, kernel, args...); /* CU_NOTE sees what it said */
 }
+/* n blocks that are all on the card at once, or none: they may use grid_barrier. */
+template <class... P, class... A>
+inline void launch_together(struct cuda *k, void (*kernel)(P...), unsigned n, unsigned block, size_t shared, A... args)
+{
+    cudaLaunchAttribute together = {};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3(n);
+    c.blockDim = dim3(block);
+    c.dynamicSmemBytes = shared;
+    c.stream = k->stream;
+    c.attrs = &together;
+    c.numAttrs = 1;
+    (void)cudaLaunchKernelEx(&c, kernel, args...);
+}
+#define LAUNCH_TOGETHER(k, kernel, n, block, shared, ...) launch_together(k, kernel, n, block, shared, __VA_ARGS__)
 #define LAUNCH(k, kernel, grid, block, shared, ...) launch_kernel(k, kernel, grid, block, shared, __VA_ARGS__)
 
 /* Every kernel calls it before it reads or writes anything that another kernel writes; only weights may be fetched before.
@@ -45,6 +62,21 @@ __device__ inline void kernel_begin(void)
     asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+/* Waits for all blocks of a cooperative launch: each adds one to *arrivals, which is `until` (modulo 2^32) when all have.
+ * What they wrote before, all see after. */
+__device__ inline void grid_barrier(uint32_t *arrivals, uint32_t until)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t now;
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
+        do
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrivals) : "memory");
+        while ((int32_t)(now - until) < 0);
+    }
+    __syncthreads();
 }
 
 __device__ inline void prefetch_l2(const void *p)

@@ -21,6 +21,8 @@ static struct graph_slot *slot_of(struct cuda *k)
         }
         oldest = s->used < oldest->used ? s : oldest;
     }
+    if (k->persist.slot == oldest)
+        k->persist.slot = NULL;
     if (oldest->exec != NULL)
         (void)cudaGraphExecDestroy(oldest->exec);
     *oldest = (struct graph_slot){.n_rows = k->n_rows, .splits = k->splits, .draws = k->draws, .used = k->graph_steps};
@@ -35,7 +37,9 @@ void cuda_graph_begin(struct cuda *k)
     if (k->n_rows > GRAPH_ROWS || k->n_logits != k->n_rows || k->failed != cudaSuccess)
         return;
     k->slot = slot_of(k);
-    if (k->slot->exec != NULL)
+    if (k->persist.blocks > 0 && k->n_rows <= PERSIST_ROWS)
+        k->mode = persist_begin(k);
+    else if (k->slot->exec != NULL)
         k->mode = STEP_REPLAY;
     else if (k->slot->seen && cudaStreamBeginCapture(k->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess)
         k->mode = STEP_CAPTURE;
@@ -53,7 +57,9 @@ void cuda_graph_end(struct cuda *k)
         if (graph != NULL)
             (void)cudaGraphDestroy(graph);
     }
-    if (k->mode != STEP_PLAIN && k->has_head && k->slot->exec != NULL)
+    if (k->mode == STEP_RECORD || k->mode == STEP_RERUN)
+        persist_end(k);
+    else if (k->mode != STEP_PLAIN && k->has_head && k->slot->exec != NULL)
         (void)cudaGraphLaunch(k->slot->exec, k->stream);
     if (k->slot != NULL && k->has_head)
         k->slot->seen = true;
@@ -67,4 +73,5 @@ void cuda_graph_close(struct cuda *k)
         if (k->graph[i].exec != NULL)
             (void)cudaGraphExecDestroy(k->graph[i].exec);
     memset(k->graph, 0, sizeof k->graph);
+    k->persist.slot = NULL;
 }

@@ -235,6 +235,10 @@ extern "C" void launch_embed(struct cuda *k, const struct mat *table)
     struct embed_args a = {table->data,  k->step.token,           k->x, k->cfg.embed_scale, table->cols, layout_tiles(table->rows),
                            layout_segments(table->cols)};
     int blocks = (table->cols + NUM_BLOCK - 1) / NUM_BLOCK;
+    if (k->mode == STEP_RECORD) {
+        persist_add(k, OP_EMBED, table->type, k->n_rows, (blocks + 2 * PACK_THREADS - 1) / (2 * PACK_THREADS), &a, sizeof a);
+        return;
+    }
     dim3 grid((unsigned)k->n_rows, (unsigned)((blocks + PACK_THREADS - 1) / PACK_THREADS));
     switch (table->type) {
 #define QTYPE(name, id, weights, block, mins)                                                                          \

@@ -101,10 +101,10 @@ template <int T> __device__ inline void prefetch_segment(struct place at)
 }
 
 /* Block x: a tile of 8 rows; block y: N columns, the last again for those that are not there. tid: the thread among the
- * 8 rows x `wave` segments that work for the tile; the whole block calls it. sums: N * SUM_COL floats. p is a copy: as a
- * reference to parameters it takes registers that Q8_0 lacks. */
-template <int T, int N>
-__device__ inline void product_block(struct product p, struct block_at b, int tid, int wave, float *sums)
+ * 8 rows x `wave` segments that work for the tile; the whole block calls it. sums: N * SUM_COL floats. P: a struct product or a
+ * reference to one; of a kernel's parameters only the copy leaves enough registers for Q8_0. */
+template <int T, int N, class P>
+__device__ inline void product_block(P p, struct block_at b, int tid, int wave, float *sums)
 {
     int row = tid % TILE_ROWS, first = b.y * N, n = N > 1 && p.n_col - first < N ? p.n_col - first : N, tile = b.x;
     struct product_part part = part_of(p, &tile);

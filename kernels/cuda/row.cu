@@ -84,15 +84,17 @@ __global__ static void __launch_bounds__(GROUP_THREADS) k_group(const int32_t *e
 
 /* ---- launchers ---- */
 
-static unsigned blocks_of(int n)
+static int blocks_of(int n)
 {
-    return (unsigned)((n + ROW_THREADS - 1) / ROW_THREADS);
+    return (n + ROW_THREADS - 1) / ROW_THREADS;
 }
 
 extern "C" void launch_norm(struct cuda *k, const struct norm_args *a)
 {
     /* Few rows have a multiprocessor each; of many, more fit beside each other in small blocks. */
-    if (a->n <= k->n_sm)
+    if (k->mode == STEP_RECORD)
+        persist_add(k, OP_NORM, 0, a->n, 1, a, sizeof *a);
+    else if (a->n <= k->n_sm)
         LAUNCH(k, k_norm<NORM_THREADS>, dim3((unsigned)a->n), dim3(NORM_THREADS), 0, *a);
     else
         LAUNCH(k, k_norm<ROW_THREADS>, dim3((unsigned)a->n), dim3(ROW_THREADS), 0, *a);
@@ -119,7 +121,9 @@ extern "C" void launch_heads(struct cuda *k, const struct attn_in_params *p, int
     a.eps = c->norm_eps;
     a.attn_scale = c->attn_scale;
     dim3 grid((unsigned)(c->n_head + 2 * c->n_kv_head), (unsigned)k->n_rows);
-    if (c->kv_type == KV_F32)
+    if (k->mode == STEP_RECORD)
+        persist_add(k, OP_HEADS, c->kv_type, (int)grid.x, (int)grid.y, &a, sizeof a);
+    else if (c->kv_type == KV_F32)
         LAUNCH(k, k_heads<KV_F32>, grid, dim3(HEAD_THREADS), 0, a);
     else if (c->kv_type == KV_F16)
         LAUNCH(k, k_heads<KV_F16>, grid, dim3(HEAD_THREADS), 0, a);
@@ -131,14 +135,20 @@ extern "C" void launch_heads(struct cuda *k, const struct attn_in_params *p, int
 extern "C" void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out)
 {
     struct gate_args a = {k->gate, k->up, *out, n_ff, k->cfg.act};
-    LAUNCH(k, k_gate, dim3(blocks_of(n_ff), (unsigned)n_col), dim3(ROW_THREADS), 0, a);
+    if (k->mode == STEP_RECORD)
+        persist_add(k, OP_GATE, 0, blocks_of(n_ff), n_col, &a, sizeof a);
+    else
+        LAUNCH(k, k_gate, dim3((unsigned)blocks_of(n_ff), (unsigned)n_col), dim3(ROW_THREADS), 0, a);
     CU_NOTE(k, "gate");
 }
 
 extern "C" void launch_choose(struct cuda *k)
 {
     struct choose_args a = {k->router, k->cfg.n_expert, k->cfg.n_expert_used, k->expert, k->expert_w};
-    LAUNCH(k, k_choose, dim3((unsigned)k->n_rows), dim3(WARP), 0, a);
+    if (k->mode == STEP_RECORD)
+        persist_add(k, OP_CHOOSE, 0, k->n_rows, 1, &a, sizeof a);
+    else
+        LAUNCH(k, k_choose, dim3((unsigned)k->n_rows), dim3(WARP), 0, a);
     CU_NOTE(k, "choose");
 }
 
@@ -151,6 +161,9 @@ extern "C" void launch_group(struct cuda *k, int n_slot, int n_group)
 extern "C" void launch_blend(struct cuda *k)
 {
     struct blend_args a = {k->branch, k->expert_w, k->cfg.n_expert_used, k->cfg.dim, k->y};
-    LAUNCH(k, k_blend, dim3(blocks_of(k->cfg.dim), (unsigned)k->n_rows), dim3(ROW_THREADS), 0, a);
+    if (k->mode == STEP_RECORD)
+        persist_add(k, OP_BLEND, 0, blocks_of(k->cfg.dim), k->n_rows, &a, sizeof a);
+    else
+        LAUNCH(k, k_blend, dim3((unsigned)blocks_of(k->cfg.dim), (unsigned)k->n_rows), dim3(ROW_THREADS), 0, a);
     CU_NOTE(k, "blend");
 }

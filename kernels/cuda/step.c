@@ -158,7 +158,9 @@ static bool few_suits(const struct cuda *k, const struct product *p)
 
 void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p)
 {
-    if (is_half(t) && k->code >= CODE_TILE)
+    if (k->mode == STEP_RECORD)
+        persist_product(k, t, p);
+    else if (is_half(t) && k->code >= CODE_TILE)
         launch_half(k, t, p);
     else if (qtype_info(t)->quantised && k->code >= CODE_TILE && p->n_col > FEW_COLUMNS && (p->which == NULL || p->group != NULL))
         (few_suits(k, p) ? launch_few : launch_tile)(k, t, p);
@@ -219,19 +221,25 @@ static void norm(struct cuda *k, bool has_pending, const float *pending_norm, co
     launch_norm(k, &a);
 }
 
-/* ---- phases: what they launch is in the graph already when one is replayed ---- */
+/* ---- phases ---- */
+
+/* What they launch is in a graph already, or in a program. */
+static bool is_made(const struct cuda *k)
+{
+    return k->mode == STEP_REPLAY || k->mode == STEP_RERUN;
+}
 
 void cuda_embed(struct kern *kern, const struct mat *table)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode != STEP_REPLAY)
+    if (!is_made(k))
         launch_embed(k, table);
 }
 
 void cuda_attn_in(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode == STEP_REPLAY)
+    if (is_made(k))
         return;
     const struct attn_in_params *p = &l->attn_in;
     const struct output out[] = {{&p->q, p->q_bias, k->q}, {&p->k, p->k_bias, k->k}, {&p->v, p->v_bias, k->v}};
@@ -243,7 +251,7 @@ void cuda_attn_in(struct kern *kern, const struct layer *l)
 void cuda_attn(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode == STEP_REPLAY)
+    if (is_made(k))
         return;
     const struct output reader = {&l->attn_out.o, NULL, NULL};
     struct act out = read_by(k, k->attn, &reader, 1);
@@ -253,7 +261,7 @@ void cuda_attn(struct kern *kern, const struct layer *l)
 void cuda_attn_out(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode == STEP_REPLAY)
+    if (is_made(k))
         return;
     const struct output out[] = {{&l->attn_out.o, l->attn_out.o_bias, k->y}};
     product(k, out, 1, &k->attn, 1, NULL, k->n_rows);
@@ -262,7 +270,7 @@ void cuda_attn_out(struct kern *kern, const struct layer *l)
 void cuda_route(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode == STEP_REPLAY)
+    if (is_made(k))
         return;
     const struct output out[] = {{&l->route.router, l->route.router_bias, k->router},
                                  {&l->ffn.gate, NULL, NULL}, {&l->ffn.up, NULL, NULL}};
@@ -276,7 +284,7 @@ void cuda_route(struct kern *kern, const struct layer *l)
 void cuda_ffn_in(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode == STEP_REPLAY)
+    if (is_made(k))
         return;
     const struct ffn_params *p = &l->ffn;
     const struct output out[] = {{&p->gate, p->gate_bias, k->gate}, {&p->up, p->up_bias, k->up}};
@@ -293,7 +301,7 @@ void cuda_ffn_in(struct kern *kern, const struct layer *l)
 void cuda_ffn_out(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (k->mode == STEP_REPLAY)
+    if (is_made(k))
         return;
     bool moe = l->route.router.data != NULL;
     const struct output out[] = {{&l->ffn.down, l->ffn.down_bias, moe ? k->branch : k->y}};
@@ -306,11 +314,11 @@ void cuda_head(struct kern *kern, const struct head_params *p)
 {
     struct cuda *k = (struct cuda *)kern;
     k->has_head = true;
-    if (k->mode == STEP_REPLAY)
+    if (is_made(k))
         return;
     const struct output out[] = {{&p->out, NULL, k->logits}};
     norm(k, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits, read_by(k, k->xn, out, 1));
     product(k, out, 1, &k->xn, 1, NULL, k->n_logits);
-    if (k->draws)
+    if (k->draws && k->mode != STEP_RECORD)
         launch_draw(k);
 }

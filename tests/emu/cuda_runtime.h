@@ -15,7 +15,8 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static   /* one block at a time */
-#define LAUNCH(k, kernel, grid, block, smem, ...) emu_launch(grid, block, smem, (k)->stream, kernel, __VA_ARGS__)
+#define LAUNCH(k, kernel, grid, block, smem, ...) emu_launch(grid, block, smem, false, (k)->stream, kernel, __VA_ARGS__)
+#define LAUNCH_TOGETHER(k, kernel, n, block, smem, ...) emu_launch_together(n, block, smem, (k)->stream, kernel, __VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) type *name = (type *)emu_dynamic_shared()
 
 struct dim3 {
@@ -42,7 +43,7 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 /* block.cc */
 void emu_enqueue(cudaStream_t s, std::function<void()> work);
-void emu_run_grid(dim3 grid, dim3 block, size_t smem, const std::function<void()> &lane);
+void emu_run_grid(dim3 grid, dim3 block, size_t smem, bool together, const std::function<void()> &lane);
 void *emu_dynamic_shared(void);
 /* A lane's copies to shared memory: the target is NaNs until the lane waits for the copy's group. */
 void emu_copy(void *shared, const void *global);
@@ -56,12 +57,27 @@ int emu_lane(void);
 void emu_barrier(int line);
 void emu_fail(const char *what, int line, int other);
 void emu_begin(void);
+void emu_grid_barrier(uint32_t *arrivals, uint32_t until, int line);
 
 /* Arguments are taken now, as by a real launch; the grid runs when its stream is waited for. */
 template <class... P, class... A>
-void emu_launch(dim3 grid, dim3 block, size_t smem, cudaStream_t s, void (*kernel)(P...), A... args)
+void emu_launch(dim3 grid, dim3 block, size_t smem, bool together, cudaStream_t s, void (*kernel)(P...), A... args)
 {
-    emu_enqueue(s, [=] { emu_run_grid(grid, block, smem, [&] { kernel(args...); }); });
+    emu_enqueue(s, [=] { emu_run_grid(grid, block, smem, together, [&] { kernel(args...); }); });
+}
+
+/* A cooperative launch: refused when its blocks are more than the card holds. */
+bool emu_holds(unsigned blocks);
+template <class... P, class... A>
+void emu_launch_together(unsigned n, unsigned block, size_t smem, cudaStream_t s, void (*kernel)(P...), A... args)
+{
+    if (emu_holds(n))
+        emu_launch(dim3(n), dim3(block), smem, true, s, kernel, args...);
+}
+cudaError_t emu_occupancy(int *blocks);
+template <class F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int, size_t)
+{
+    return emu_occupancy(blocks);
 }
 
 /* As if compiled for the card that is there. */
@@ -198,6 +214,11 @@ static inline float half_to_float(uint16_t h)
 static inline void kernel_begin(void)
 {
     emu_begin();
+}
+
+static inline void grid_barrier(uint32_t *arrivals, uint32_t until, EMU_LINE)
+{
+    emu_grid_barrier(arrivals, until, line);
 }
 
 static inline void prefetch_l2(const void *)

@@ -22,6 +22,7 @@ struct emu_card {
     int64_t fail_launch;    /* the n-th launch from now fails; 0: none */
     int64_t fail_call;      /* the n-th call (launches aside) that can fail does */
     bool managed;           /* memory is said to be managed, not the device's */
+    int together;           /* 4: blocks of a cooperative launch that it holds (it says one a multiprocessor); 0: no such launches */
 };
 
 struct emu_card *emu_card(void);

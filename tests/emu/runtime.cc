@@ -28,8 +28,9 @@ struct emu_event {
 enum { PAGE = 4096 };
 
 static struct {
-    struct emu_card card = {1, cudaSuccess, 13000, 90, 4, 99 * 1024, (size_t)4 << 30, 1, 0, 0, false};
+    struct emu_card card = {1, cudaSuccess, 13000, 90, 4, 99 * 1024, (size_t)4 << 30, 1, 0, 0, false, 4};
     std::map<void *, size_t> allocated;
+    std::vector<emu_stream *> destroyed;
     size_t taken = 0;
     long launches = 0, objects = 0;
     cudaError_t last = cudaSuccess;
@@ -79,6 +80,8 @@ static bool read_environment(void)
             emu.card.fail_call = value;
         else if (strcmp(name, "managed") == 0)
             emu.card.managed = value != 0;
+        else if (strcmp(name, "together") == 0)
+            emu.card.together = (int)value;
     }
     return s != NULL;
 }
@@ -157,6 +160,28 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int index)
     return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr, int)
+{
+    MAY_FAIL();
+    *value = emu.card.together > 0;
+    return cudaSuccess;
+}
+
+cudaError_t emu_occupancy(int *blocks)
+{
+    MAY_FAIL();
+    *blocks = 1;
+    return cudaSuccess;
+}
+
+bool emu_holds(unsigned blocks)
+{
+    bool ok = blocks <= (unsigned)emu.card.together;
+    if (!ok)
+        remember(cudaErrorCooperativeLaunchTooLarge);
+    return ok;
+}
+
 cudaError_t cudaRuntimeGetVersion(int *version)
 {
     *version = CUDART_VERSION;
@@ -188,6 +213,7 @@ const char *cudaGetErrorString(cudaError_t e)
 {
     switch (e) {
     case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorCooperativeLaunchTooLarge: return "too many blocks in cooperative launch";
     case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     default: return "an error of the emulated card";
     }
@@ -287,8 +313,9 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
+    run_until(s, s->pushed); /* what was pushed still happens */
     emu.objects--;
-    delete s;
+    emu.destroyed.push_back(s); /* not freed: others may wait for its events */
     return cudaSuccess;
 }
 

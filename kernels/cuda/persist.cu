@@ -1,0 +1,365 @@
+/* A step of few rows as one kernel (off unless persist_open was called; gpu-bench measures it beside graphs and overlap). The
+ * phases of step.c record what they would launch: operations, each so many blocks of the bodies that the small kernels have
+ * too, so bytes are the same. A cooperative kernel, as many blocks as the card holds at once, runs them in order: its blocks
+ * share out an operation's blocks, then all meet at a barrier. After a product each asks for its weights of the next one, which
+ * come while it waits and while others compute what lies between.
+ *
+ * The program of the last class of steps (graph.c) stays on the card; rows, positions and pages are read from device memory.
+ * Bodies are functions of their own that run through all their blocks: a call costs once an operation, and ptxas keeps each
+ * within its registers. Shared memory is one piece that the bodies use in turn. */
+#include "kernels/cuda/attn_few.cuh"
+#include "kernels/cuda/embed.cuh"
+#include "kernels/cuda/half_few.cuh"
+#include "kernels/cuda/product_few.cuh"
+#include "kernels/cuda/row.cuh"
+
+#include <assert.h>
+
+enum {
+    PERSIST_THREADS = 256, PERSIST_HEADS = 4, OPS_A_LAYER = 16, OPS_BESIDE = 4,
+    FETCH_STEP = 32, FETCH_BYTES = 8 << 20 /* of weights at once, of all blocks: a guess at what L2 keeps beside the rest */
+};
+static_assert((int)PERSIST_THREADS == (int)PRODUCT_THREADS && (int)PERSIST_THREADS == (int)FEW_THREADS &&
+                  (int)PERSIST_THREADS == (int)ATTN_THREADS && (int)PERSIST_THREADS == (int)ROW_THREADS, "as the bodies want");
+
+struct __align__(16) op {
+    enum op_kind kind;
+    int type;           /* of weights, or of the KV cache */
+    int nx, ny, blocks; /* blocks = nx x ny x nz */
+    int wide;           /* product: columns of a block; attention: heads */
+    int wave;           /* product: segments of a row at once; blocks take PRODUCT_WAVE / wave tiles */
+    int fetch, tile_bytes;  /* product: of how many blocks the weights may be asked for before; a tile's */
+    int index, next;    /* its own; the next product's, -1: none */
+    union {
+        struct embed_args embed;
+        struct norm_args norm;
+        struct product product;
+        struct heads_args heads;
+        struct attn_args attn;
+        struct merge_args merge;
+        struct gate_args gate;
+        struct choose_args choose;
+        struct blend_args blend;
+    };
+};
+
+enum { OP_WORDS = sizeof(struct op) / sizeof(float4) };
+
+#ifdef __CUDACC__
+#define APART __noinline__
+#else
+#define APART
+#endif
+
+/* ---- helpers ---- */
+
+/* f(block) for this block's share of the operation. */
+template <class F> __device__ inline void each_block(const struct op &o, const F &f)
+{
+    for (int i = (int)blockIdx.x; i < o.blocks; i += (int)gridDim.x) {
+        struct block_at b = {i % o.nx, i / o.nx % o.ny, i / o.nx / o.ny};
+        f(b);
+        __syncthreads(); /* shared memory is the next one's */
+    }
+}
+
+/* Tiles past the end are the last one again, the same bytes twice. */
+template <int T, int N> __device__ APART void run_product(const struct op &o, float4 *room)
+{
+    each_block(o, [&](struct block_at b) {
+        if constexpr (T == QTYPE_F16 || T == QTYPE_BF16) {
+            half_few_block<T>(o.product, o.wide, b, (float(*)[TILE_ROWS][FEW_COLS])room);
+        } else {
+            int threads = o.wave * TILE_ROWS, tid = (int)threadIdx.x % threads, sub = (int)threadIdx.x / threads;
+            b.x = b.x * (PERSIST_THREADS / threads) + sub;
+            b.x = b.x < o.product.n_tile ? b.x : o.product.n_tile - 1;
+            b.y = N == 1 ? b.y : 0; /* all columns */
+            product_block<T, N, const struct product &>(o.product, b, tid, o.wave, (float *)room + sub * o.wave);
+        }
+    });
+}
+
+template <int T> __device__ APART void run_embed(const struct op &o)
+{
+    each_block(o, [&](struct block_at b) { embed_block<T, PERSIST_THREADS>(o.embed, b); });
+}
+
+template <int T> __device__ inline void run_weights(const struct op &o, float4 *room)
+{
+    if (o.kind == OP_EMBED)
+        run_embed<T>(o);
+    else if (o.wide == 1 && T != QTYPE_F16 && T != QTYPE_BF16)
+        run_product<T, 1>(o, room);
+    else
+        run_product<T, FEW>(o, room);
+}
+
+template <enum kv_type KV> __device__ APART void run_heads(const struct op &o, float4 *room)
+{
+    each_block(o, [&](struct block_at b) { heads_block<KV, PERSIST_THREADS>(o.heads, b, (float *)room); });
+}
+
+template <enum kv_type KV, int G> __device__ APART void run_attn(const struct op &o, float4 *room)
+{
+    struct attn_shared<G> *shared = (struct attn_shared<G> *)room;
+    each_block(o, [&](struct block_at b) { attn_block<KV, G>(o.attn, b, shared, (float4 *)(shared + 1)); });
+}
+
+template <enum kv_type KV> __device__ inline void run_cache(const struct op &o, float4 *room)
+{
+    if (o.kind == OP_HEADS)
+        run_heads<KV>(o, room);
+    else if (o.wide == 1)
+        run_attn<KV, 1>(o, room);
+    else
+        run_attn<KV, PERSIST_HEADS>(o, room);
+}
+
+__device__ APART static void run_norm(const struct op &o)
+{
+    each_block(o, [&](struct block_at b) { norm_block<PERSIST_THREADS>(o.norm, b); });
+}
+
+__device__ APART static void run_merge(const struct op &o)
+{
+    each_block(o, [&](struct block_at b) { merge_block(o.merge, b); });
+}
+
+__device__ APART static void run_gate(const struct op &o)
+{
+    each_block(o, [&](struct block_at b) { gate_block(o.gate, b); });
+}
+
+__device__ APART static void run_choose(const struct op &o)
+{
+    each_block(o, [&](struct block_at b) {
+        if (threadIdx.x < WARP)
+            choose_warp(o.choose, b);
+    });
+}
+
+__device__ APART static void run_blend(const struct op &o)
+{
+    each_block(o, [&](struct block_at b) { blend_block(o.blend, b); });
+}
+
+__device__ inline void run_op(const struct op &o, float4 *room)
+{
+    switch (o.kind) {
+    case OP_EMBED:
+    case OP_PRODUCT:
+        switch (o.type) {
+#define QTYPE(name, id, n, block, mins)                                                                                    case QTYPE_##name: run_weights<QTYPE_##name>(o, room); break;
+#include "kernels/qtypes.def"
+#undef QTYPE
+        }
+        break;
+    case OP_HEADS:
+    case OP_ATTN:
+        if (o.type == KV_F16)
+            run_cache<KV_F16>(o, room);
+        else if (o.type == KV_F32)
+            run_cache<KV_F32>(o, room);
+        else
+            run_cache<KV_Q8_0>(o, room);
+        break;
+    case OP_NORM: run_norm(o); break;
+    case OP_MERGE: run_merge(o); break;
+    case OP_GATE: run_gate(o); break;
+    case OP_CHOOSE: run_choose(o); break;
+    case OP_BLEND: run_blend(o); break;
+    }
+}
+
+/* Asks for the codes that this block will multiply in product o. */
+__device__ APART static void fetch_weights(const struct op &o)
+{
+    const struct product &p = o.product;
+    int tiles = PRODUCT_WAVE / o.wave;
+    for (int i = (int)blockIdx.x; i < o.fetch; i += (int)gridDim.x)
+        for (int j = 0; j < tiles && i * tiles + j < p.n_tile; j++) {
+            int tile = i * tiles + j;
+            struct product_part part = part_of(p, &tile);
+            const char *w = (const char *)part.w + (size_t)tile * (size_t)o.tile_bytes;
+            for (int at = (int)threadIdx.x * FETCH_STEP; at < o.tile_bytes; at += PERSIST_THREADS * FETCH_STEP)
+                prefetch_l2(w + at);
+        }
+}
+
+/* ---- kernels ---- */
+
+/* arrived: what the barrier has counted before. The operation is in shared memory, what follows it is the bodies'. */
+__global__ static void __launch_bounds__(PERSIST_THREADS, 2) k_persist(const struct op *ops, int n_op, uint32_t *arrivals,
+                                                                       uint32_t arrived)
+{
+    kernel_begin();
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 10 * CODE_GRID
+    DYNAMIC_SHARED(float4, shared);
+    const struct op &o = *(const struct op *)shared;
+    int word = (int)threadIdx.x % OP_WORDS;
+    if (n_op == 0)
+        return;
+    if (ops->next >= 0)
+        fetch_weights(ops[ops->next]);
+    shared[word] = ((const float4 *)ops)[word];
+    __syncthreads();
+    for (;;) {
+        run_op(o, shared + OP_WORDS);
+        if (o.index + 1 == n_op) /* not a variable: it would be saved around every call */
+            break;
+        if (o.kind == OP_PRODUCT && o.next >= 0)
+            fetch_weights(ops[o.next]);
+        float4 part = ((const float4 *)(ops + o.index + 1))[word]; /* on its way meanwhile */
+        grid_barrier(arrivals, arrived + (uint32_t)(o.index + 1) * gridDim.x);
+        shared[word] = part;
+        __syncthreads();
+    }
+#endif
+}
+
+/* ---- recording ---- */
+
+static struct op *add(struct cuda *k, enum op_kind kind, int type, int nx, int ny, int nz, const void *args, size_t bytes)
+{
+    struct persist *p = &k->persist;
+    assert(p->n_op < p->max_op && bytes <= sizeof(struct op) - offsetof(struct op, embed));
+    struct op *o = &p->host_ops[p->n_op];
+    memset(o, 0, sizeof *o);
+    memcpy(&o->embed, args, bytes);
+    o->kind = kind;
+    o->type = type;
+    o->nx = nx;
+    o->ny = ny;
+    o->blocks = nx * ny * nz;
+    o->index = p->n_op++;
+    return o;
+}
+
+extern "C" void persist_add(struct cuda *k, enum op_kind kind, int type, int nx, int ny, const void *args, size_t bytes)
+{
+    (void)add(k, kind, type, nx, ny, 1, args, bytes);
+}
+
+extern "C" void persist_attn(struct cuda *k, const struct attn_args *args, int splits)
+{
+    struct attn_args a = *args;
+    int heads = heads_at_once(&a) > 1 ? PERSIST_HEADS : 1, group = a.n_head / a.kv.n_kv_head;
+    a.passes = (group + heads - 1) / heads;
+    add(k, OP_ATTN, k->cfg.kv_type, splits, a.kv.n_kv_head * a.passes, k->n_rows, &a, sizeof a)->wide = heads;
+}
+
+extern "C" void persist_product(struct cuda *k, enum qtype type, const struct product *p)
+{
+    bool half = type == QTYPE_F16 || type == QTYPE_BF16;
+    int wide = p->which != NULL || (!half && p->n_col == 1) ? 1 : FEW, wave = half ? PRODUCT_WAVE : FEW;
+    /* Several tiles a block only where each block of the card gets some. */
+    while (wave < PRODUCT_WAVE && (wave < p->n_seg || p->n_tile * wave < (int)k->persist.blocks * PRODUCT_WAVE))
+        wave *= 2;
+    int tiles = PRODUCT_WAVE / wave;
+    struct op *o = add(k, OP_PRODUCT, type, (p->n_tile + tiles - 1) / tiles, (p->n_col + wide - 1) / wide, 1, p, sizeof *p);
+    o->product.prefetch = false;
+    o->wide = wide;
+    o->wave = wave;
+    o->tile_bytes = p->n_seg * layout_of(type).chunks * CHUNK_BYTES * TILE_ROWS;
+    int most = FETCH_BYTES / o->tile_bytes / tiles;
+    o->fetch = p->which != NULL ? 0 : o->nx < most ? o->nx : most; /* which expert's nobody knows yet */
+}
+
+/* ---- the step ---- */
+
+extern "C" enum step_mode persist_begin(struct cuda *k)
+{
+    struct persist *p = &k->persist;
+    if (p->slot == k->slot)
+        return STEP_RERUN;
+    p->slot = NULL;
+    p->n_op = 0;
+    return STEP_RECORD;
+}
+
+static void upload(struct cuda *k)
+{
+    struct persist *p = &k->persist;
+    for (int i = p->n_op - 1, next = -1; i >= 0; i--) {
+        p->host_ops[i].next = next;
+        next = p->host_ops[i].kind == OP_PRODUCT ? i : next;
+    }
+    (void)cudaMemcpyAsync(p->ops, p->host_ops, (size_t)p->n_op * sizeof *p->ops, cudaMemcpyHostToDevice, k->stream);
+    p->slot = k->slot;
+}
+
+static void launch(struct cuda *k)
+{
+    struct persist *p = &k->persist;
+    LAUNCH_TOGETHER(k, k_persist, p->blocks, PERSIST_THREADS, p->shared, (const struct op *)p->ops, p->n_op, p->arrivals, p->arrived);
+    p->arrived += p->n_op > 0 ? (uint32_t)(p->n_op - 1) * p->blocks : 0;
+    CU_NOTE(k, "persistent kernel");
+}
+
+/* Tokens are drawn by the kernel of its own: it wants more threads a block. */
+extern "C" void persist_end(struct cuda *k)
+{
+    if (!k->has_head)
+        return; /* stopped half way: what was recorded is dropped */
+    if (k->mode == STEP_RECORD)
+        upload(k);
+    launch(k);
+    if (k->draws)
+        launch_draw(k);
+}
+
+/* ---- open, close ---- */
+
+static size_t shared_bytes(const struct kern_config *c)
+{
+    struct attn_args a = {};
+    a.n_head = c->n_head;
+    a.kv.n_kv_head = c->n_kv_head;
+    a.kv.head_dim = c->head_dim;
+    int heads = heads_at_once(&a) > 1 ? PERSIST_HEADS : 1;
+    size_t attn = heads * sizeof(struct attn_shared<1>) + (size_t)attn_more_floats(heads, c->head_dim) * sizeof(float);
+    size_t few = FEW * SUM_COL * sizeof(float); /* more than half_few and heads take */
+    return sizeof(struct op) + (attn > few ? attn : few);
+}
+
+extern "C" void persist_close(struct cuda *k)
+{
+    (void)cudaFree(k->persist.ops);
+    (void)cudaFree(k->persist.arrivals);
+    (void)cudaFreeHost(k->persist.host_ops);
+    k->persist = {};
+}
+
+/* Takes memory and launches the kernel once with nothing to do: what a card cannot do is known then. */
+extern "C" bool persist_open(struct cuda *k, struct err *err)
+{
+    struct persist *p = &k->persist;
+    int can = 0, blocks = 0, index = k->cfg.device_index;
+    if (k->code < CODE_GRID)
+        return err_set(err, ERR_DEVICE, "device cuda:%d: no persistent kernel: the code that runs is for compute capability %d.%d",
+                       index, k->code / 10, k->code % 10);
+    p->shared = shared_bytes(&k->cfg);
+    p->max_op = k->cfg.n_layer * OPS_A_LAYER + OPS_BESIDE;
+    cudaError_t e = cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, index);
+    if (e == cudaSuccess)
+        e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k_persist, PERSIST_THREADS, p->shared);
+    if (e == cudaSuccess && (can == 0 || blocks == 0))
+        return err_set(err, ERR_DEVICE, "device cuda:%d: no persistent kernel: the card has no cooperative launches, or no room", index);
+    size_t bytes = (size_t)p->max_op * sizeof(struct op);
+    e = e == cudaSuccess ? cudaMalloc((void **)&p->ops, bytes) : e;
+    e = e == cudaSuccess ? cudaMalloc((void **)&p->arrivals, sizeof *p->arrivals) : e;
+    e = e == cudaSuccess ? cudaMallocHost((void **)&p->host_ops, bytes) : e;
+    e = e == cudaSuccess ? cudaMemsetAsync(p->arrivals, 0, sizeof *p->arrivals, k->stream) : e;
+    if (e == cudaSuccess) {
+        p->blocks = (unsigned)(blocks * k->n_sm);
+        LAUNCH_TOGETHER(k, k_persist, p->blocks, PERSIST_THREADS, p->shared, (const struct op *)p->ops, 0, p->arrivals, 0u);
+        e = cudaGetLastError();
+    }
+    e = e == cudaSuccess ? cudaStreamSynchronize(k->stream) : e;
+    if (e == cudaSuccess)
+        return true;
+    (void)cudaStreamSynchronize(k->stream);
+    (void)cudaGetLastError();
+    persist_close(k);
+    return err_set(err, ERR_DEVICE, "device cuda:%d: no persistent kernel: %s", index, cudaGetErrorString(e));
+}
