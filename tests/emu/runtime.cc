@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <map>
+#include <memory>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +31,7 @@ enum { PAGE = 4096 };
 static struct {
     struct emu_card card = {1, cudaSuccess, 13000, 90, 4, 99 * 1024, (size_t)4 << 30, 1, 0, 0, false, 4};
     std::map<void *, size_t> allocated;
-    std::vector<emu_stream *> destroyed;
+    std::vector<std::unique_ptr<emu_stream>> destroyed;
     size_t taken = 0;
     long launches = 0, objects = 0;
     cudaError_t last = cudaSuccess;
@@ -315,7 +316,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
     run_until(s, s->pushed); /* what was pushed still happens */
     emu.objects--;
-    emu.destroyed.push_back(s); /* not freed: others may wait for its events */
+    emu.destroyed.emplace_back(s); /* freed at the end: others may wait for its events */
     return cudaSuccess;
 }
 
