@@ -174,14 +174,36 @@ NUM_FN float num_merge(float ma, float mb, float *fa, float *fb)
     return m;
 }
 
-/* Host only (numerics.c): double precision built from + - * / alone, so that tables made at load and per step are the
- * same on every machine. Absolute error below 1e-14 relative to the result's scale. */
+/* Double precision built from + - * / alone, so that tables made at load and per step are the same on every machine. Absolute
+ * error below 1e-14 relative to the result's scale. Rope's, |angle| < 2^31: */
+NUM_FN void num_sincos(double angle, double *s, double *c)
+{
+    /* Cody-Waite reduction by pi/2 in three parts: exact products while |n| < 2^20 and good to 1e-10 far beyond,
+     * which a float32 rope value does not see. */
+    double n = rint(angle * 0.63661977236758134308);
+    double r = angle - n * 1.57079632673412561417e+00;
+    r -= n * 6.07710050630396597660e-11;
+    r -= n * 2.02226624879595063154e-21;
+    double r2 = r * r, sn = 0, cs = 0;
+    for (int k = 19; k >= 1; k -= 2) /* sin r = r (1 - r2/6 (1 - r2/20 (...))) */
+        sn = 1 - r2 / ((k + 1) * (k + 2)) * (k == 19 ? 1 : sn);
+    for (int k = 18; k >= 0; k -= 2)
+        cs = 1 - r2 / ((k + 1) * (k + 2)) * (k == 18 ? 1 : cs);
+    sn *= r;
+    switch ((int)((int64_t)n & 3)) {
+    case 0: *s = sn; *c = cs; break;
+    case 1: *s = cs; *c = -sn; break;
+    case 2: *s = -sn; *c = -cs; break;
+    default: *s = -cs; *c = sn; break;
+    }
+}
+
+/* Host only (numerics.c). */
 #ifdef __cplusplus
 extern "C" {
 #endif
 double num_log(double x);                             /* x > 0, normal */
 double num_pow(double base, double exponent);         /* base > 0 */
-void num_sincos(double angle, double *s, double *c);  /* |angle| < 2^31 */
 #ifdef __cplusplus
 }
 #endif

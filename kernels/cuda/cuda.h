@@ -65,7 +65,8 @@ struct dev_step {
     int32_t *page_at;       /* (n_rows): where the sequence's pages begin in pages */
     int32_t *logit_row;     /* (max_logits): rows that want logits */
     int32_t *run;           /* (n_rows, 2): first row and number of rows of one sequence that flash.cu takes together */
-    float *cos, *sin;       /* (n_rows, n_rope, head_dim / 2) */
+    double *inv_freq;       /* (n_rope, head_dim / 2) */
+    float *cos, *sin;       /* (n_rows, n_rope, head_dim / 2), made on the card */
     int32_t *pages;         /* page tables of the step's sequences */
     struct draw *draw;      /* (n_logits); what they point to lies behind the pages */
 };
@@ -92,7 +93,7 @@ struct graph_slot {
 enum step_mode { STEP_PLAIN, STEP_CAPTURE, STEP_REPLAY, STEP_RECORD, STEP_RERUN }; /* the last two: persist.cu */
 
 /* Steps of few rows as one kernel: the program of one class of them. */
-enum op_kind { OP_EMBED, OP_NORM, OP_PRODUCT, OP_HEADS, OP_ATTN, OP_MERGE, OP_GATE, OP_CHOOSE, OP_BLEND };
+enum op_kind { OP_ANGLES, OP_EMBED, OP_NORM, OP_PRODUCT, OP_HEADS, OP_ATTN, OP_MERGE, OP_GATE, OP_CHOOSE, OP_BLEND };
 enum { PERSIST_ROWS = 8 };
 struct persist {
     unsigned blocks;        /* of the kernel: as many as the card holds at once; 0: off */
@@ -129,6 +130,7 @@ struct cuda {
 
     float *x, *y;           /* (max_rows, dim): residual, pending branch */
     struct act xn, attn, h; /* normed rows; attention's output; gated FFN rows (slots) */
+    float *cos, *sin;       /* (max_rows, n_rope, head_dim / 2) */
     float *q, *k, *v;       /* (max_rows, heads * head_dim) */
     float *gate, *up;       /* (slots, n_ff) */
     float *branch;          /* (slots, dim): outputs of experts */
@@ -239,6 +241,9 @@ void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out);
 void launch_choose(struct cuda *k);
 void launch_group(struct cuda *k, int n_slot, int n_group); /* the chosen slots by expert: order and group */
 void launch_blend(struct cuda *k);
+
+/* rope.cu: the step's sines and cosines. */
+void launch_angles(struct cuda *k);
 
 /* draw.cu: tokens from logits, where the step's draws say so. */
 void launch_draw(struct cuda *k);

@@ -11,12 +11,13 @@
 #include "kernels/cuda/embed.cuh"
 #include "kernels/cuda/half_few.cuh"
 #include "kernels/cuda/product_few.cuh"
+#include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/row.cuh"
 
 #include <assert.h>
 
 enum {
-    PERSIST_THREADS = 256, PERSIST_HEADS = 4, OPS_A_LAYER = 16, OPS_BESIDE = 4,
+    PERSIST_THREADS = 256, PERSIST_HEADS = 4, OPS_A_LAYER = 16, OPS_BESIDE = 5,
     FETCH_STEP = 32, FETCH_BYTES = 8 << 20 /* of weights at once, of all blocks: a guess at what L2 keeps beside the rest */
 };
 static_assert((int)PERSIST_THREADS == (int)PRODUCT_THREADS && (int)PERSIST_THREADS == (int)FEW_THREADS &&
@@ -32,6 +33,7 @@ struct __align__(16) op {
     int index, next;    /* its own; the next product's, -1: none */
     union {
         struct embed_args embed;
+        struct angles_args angles;
         struct norm_args norm;
         struct product product;
         struct heads_args heads;
@@ -115,6 +117,11 @@ template <enum kv_type KV> __device__ inline void run_cache(const struct op &o, 
         run_attn<KV, PERSIST_HEADS>(o, room);
 }
 
+__device__ APART static void run_angles(const struct op &o)
+{
+    each_block(o, [&](struct block_at b) { angles_block<PERSIST_THREADS>(o.angles, b); });
+}
+
 __device__ APART static void run_norm(const struct op &o)
 {
     each_block(o, [&](struct block_at b) { norm_block<PERSIST_THREADS>(o.norm, b); });
@@ -163,6 +170,7 @@ __device__ inline void run_op(const struct op &o, float4 *room)
         else
             run_cache<KV_Q8_0>(o, room);
         break;
+    case OP_ANGLES: run_angles(o); break;
     case OP_NORM: run_norm(o); break;
     case OP_MERGE: run_merge(o); break;
     case OP_GATE: run_gate(o); break;

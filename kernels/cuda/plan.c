@@ -45,9 +45,9 @@ static struct act carve_act(uint8_t *base, size_t *at, size_t rows, int width)
 /* Bytes of the step's arrays at most: no more pages than every row with a table of its own. */
 static size_t step_bytes(const struct kern_config *c)
 {
-    size_t rows = (size_t)c->max_rows, angles = rows * (size_t)c->n_rope * (size_t)(c->head_dim / 2);
+    size_t rows = (size_t)c->max_rows, freqs = (size_t)c->n_rope * (size_t)(c->head_dim / 2) * sizeof(double);
     size_t draws = (size_t)c->max_logits * (sizeof(struct draw) + DRAW_MAX_EDITS * sizeof(struct draw_edit));
-    return 6 * ALIGN + (5 * rows + (size_t)c->max_logits + 2 * angles + rows * (size_t)c->n_pages) * 4 + draws;
+    return 6 * ALIGN + freqs + (5 * rows + (size_t)c->max_logits + rows * (size_t)c->n_pages) * 4 + draws;
 }
 
 static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *base, size_t *at)
@@ -58,6 +58,9 @@ static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *bas
     k->x = carve(base, at, rows * dim, 4);
     k->y = carve(base, at, rows * dim, 4);
     k->xn = carve_act(base, at, rows, c->dim);
+    size_t angles = rows * (size_t)c->n_rope * (size_t)(c->head_dim / 2);
+    k->cos = carve(base, at, angles, 4);
+    k->sin = carve(base, at, angles, 4);
     k->q = carve(base, at, rows * heads, 4);
     k->k = carve(base, at, rows * kv, 4);
     k->v = carve(base, at, rows * kv, 4);

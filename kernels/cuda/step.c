@@ -11,30 +11,23 @@ enum { FEW_COLUMNS = 8 };
 /* The arrays of dev_step one after the other, for this step's sizes; pages come last and grow. */
 static struct dev_step lay_out(const struct cuda *k, uint8_t *base, size_t *bytes)
 {
-    size_t n = (size_t)k->n_rows, angles = n * (size_t)k->cfg.n_rope * (size_t)(k->cfg.head_dim / 2);
-    int32_t *at = (int32_t *)(void *)(base + (size_t)k->n_logits * sizeof(struct draw));
-    struct dev_step s = {.draw = (struct draw *)(void *)base, .pos = at, .token = at + n, .page_at = at + 2 * n,
-                         .run = at + 3 * n, .logit_row = at + 5 * n};
-    s.cos = (float *)(void *)(s.logit_row + k->n_logits);
-    s.sin = s.cos + angles;
-    s.pages = (int32_t *)(void *)(s.sin + angles);
+    size_t n = (size_t)k->n_rows, freqs = (size_t)k->cfg.n_rope * (size_t)(k->cfg.head_dim / 2);
+    struct draw *draw = (struct draw *)(void *)base;
+    double *inv_freq = (double *)(void *)(draw + k->n_logits);
+    int32_t *at = (int32_t *)(void *)(inv_freq + freqs);
+    struct dev_step s = {.draw = draw, .inv_freq = inv_freq, .pos = at, .token = at + n, .page_at = at + 2 * n, .run = at + 3 * n,
+                         .logit_row = at + 5 * n, .cos = k->cos, .sin = k->sin};
+    s.pages = s.logit_row + k->n_logits;
     *bytes = (size_t)((uint8_t *)s.pages - base);
     return s;
 }
 
-static void fill_angles(struct cuda *k, const struct step *s)
+static void fill_frequencies(struct cuda *k)
 {
-    size_t at = 0, half = (size_t)(k->cfg.head_dim / 2);
-    for (int i = 0; i < s->n_rows; i++)
-        for (int set = 0; set < k->cfg.n_rope; set++, at += half) {
-            const struct rope *rope = &k->cfg.rope[set];
-            for (int j = 0; j < rope->n_rot / 2; j++) {
-                double sn, cs;
-                num_sincos((double)s->rows[i].pos * rope->inv_freq[j], &sn, &cs);
-                k->host.cos[at + (size_t)j] = (float)(cs * rope->mscale);
-                k->host.sin[at + (size_t)j] = (float)(sn * rope->mscale);
-            }
-        }
+    size_t half = (size_t)(k->cfg.head_dim / 2);
+    for (int set = 0; set < k->cfg.n_rope; set++)
+        memcpy(k->host.inv_freq + (size_t)set * half, k->cfg.rope[set].inv_freq,
+               (size_t)(k->cfg.rope[set].n_rot / 2) * sizeof(double));
 }
 
 /* Copies each sequence's pages once, up to its last row here; returns how many there are. */
@@ -106,7 +99,7 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
         if (s->rows[i].want_logits)
             k->host.logit_row[n++] = i;
     }
-    fill_angles(k, s);
+    fill_frequencies(k);
     fill_runs(k, s);
     bytes += (size_t)fill_pages(k, s) * sizeof(int32_t);
     bytes = k->draws ? fill_draws(k, s->draws, bytes) : bytes;
@@ -232,8 +225,10 @@ static bool is_made(const struct cuda *k)
 void cuda_embed(struct kern *kern, const struct mat *table)
 {
     struct cuda *k = (struct cuda *)kern;
-    if (!is_made(k))
-        launch_embed(k, table);
+    if (is_made(k))
+        return;
+    launch_angles(k);
+    launch_embed(k, table);
 }
 
 void cuda_attn_in(struct kern *kern, const struct layer *l)
