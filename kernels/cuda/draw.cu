@@ -3,7 +3,7 @@
  * or sums these takes them in order of id, a stretch a thread. Sums are of integers: any order gives the same. */
 #include "kernels/cuda/device.cuh"
 
-enum { DRAW_THREADS = 1024, DRAW_WARPS = DRAW_THREADS / WARP, RADIX_BITS = 10, MAX_MASK = 36 * 1024, WIDTHS = 4 };
+enum { DRAW_THREADS = 1024, DRAW_WARPS = DRAW_THREADS / WARP, RADIX_BITS = 10, MAX_MASK = 36 * 1024, WIDTHS = 4, DRAW_LOADS = 8 };
 
 typedef unsigned long long u64;
 
@@ -95,13 +95,30 @@ template <class F> __device__ static void each(const struct row_draw &r, const F
     }
 }
 
+/* Values i, i + 1024 ... of the vocabulary, -infinity past the end: all are under way at once. */
+__device__ static void load_values(const struct row_draw &r, int i, float v[DRAW_LOADS])
+{
+#pragma unroll
+    for (int j = 0; j < DRAW_LOADS; j++)
+        v[j] = i + j * DRAW_THREADS < r.n ? r.v[i + j * DRAW_THREADS] : -INFINITY;
+#pragma unroll
+    for (int j = 0; j < DRAW_LOADS; j++)
+        v[j] = clean(v[j]);
+}
+
 /* The candidates are those of the vocabulary that f(value) takes. */
 template <class F> __device__ static void choose(const struct row_draw &r, const F &f)
 {
-    for (int i = (int)threadIdx.x; i < r.n_words * 32; i += DRAW_THREADS) {
-        uint32_t bits = __ballot_sync(ALL_LANES, i < r.n && f(clean(r.v[i < r.n ? i : 0])));
-        if (i % WARP == 0)
-            r.mask[i / 32] = bits;
+    for (int i = (int)threadIdx.x; i < r.n_words * 32; i += DRAW_LOADS * DRAW_THREADS) {
+        float v[DRAW_LOADS];
+        load_values(r, i, v);
+#pragma unroll
+        for (int j = 0; j < DRAW_LOADS; j++) {
+            int at = i + j * DRAW_THREADS;
+            uint32_t bits = __ballot_sync(ALL_LANES, at < r.n && f(v[j]));
+            if (at % WARP == 0 && at < r.n_words * 32)
+                r.mask[at / 32] = bits;
+        }
     }
     __syncthreads();
 }
@@ -210,13 +227,17 @@ __device__ static float low_of_top(const struct row_draw &r, u64 k, float mine)
 __device__ static float low_of_share(const struct row_draw &r, uint32_t share, u64 *need)
 {
     u64 above[WIDTHS] = {}, total = 0, sum;
-    for (int i = (int)threadIdx.x; i < r.n; i += DRAW_THREADS) {
-        float v = clean(r.v[i]);
-        u64 w = weight(r, v);
-        total += w;
+    for (int i = (int)threadIdx.x; i < r.n; i += DRAW_LOADS * DRAW_THREADS) {
+        float v[DRAW_LOADS];
+        load_values(r, i, v);
 #pragma unroll
-        for (int j = 0; j < WIDTHS; j++)
-            above[j] += v >= r.max - (float)(4 << j) * r.temperature ? w : 0;
+        for (int e = 0; e < DRAW_LOADS; e++) {
+            u64 w = weight(r, v[e]); /* 0 of what is past the end */
+            total += w;
+#pragma unroll
+            for (int j = 0; j < WIDTHS; j++)
+                above[j] += v[e] >= r.max - (float)(4 << j) * r.temperature ? w : 0;
+        }
     }
     (void)scan(r, total, &sum);
     *need = (u64)(((unsigned __int128)sum * share + UINT32_MAX) >> 32);

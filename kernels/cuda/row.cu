@@ -31,6 +31,16 @@ __global__ static void __launch_bounds__(ROW_THREADS) k_blend(struct blend_args 
     blend_block(a, this_block());
 }
 
+/* Of slots i, i + 32 ... the experts, -1 past the end: all are under way at once. */
+enum { GROUP_LOADS = 8 };
+
+__device__ static void load_experts(const int32_t *expert, int n_slot, int i, int its[GROUP_LOADS])
+{
+#pragma unroll
+    for (int j = 0; j < GROUP_LOADS; j++)
+        its[j] = i + j * WARP < n_slot ? expert[i + j * WARP] : -1;
+}
+
 /* One block: slots by expert, rising in each (a counting sort, a warp an expert at a time), and the groups of GROUP_COLS that
  * their products take; groups that are not needed are empty. */
 __global__ static void __launch_bounds__(GROUP_THREADS) k_group(const int32_t *expert, int n_slot, int n_expert, int32_t *order,
@@ -40,9 +50,13 @@ __global__ static void __launch_bounds__(GROUP_THREADS) k_group(const int32_t *e
     __shared__ int32_t count[MAX_GROUPED], first[MAX_GROUPED], first_group[MAX_GROUPED];
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     for (int e = warp; e < n_expert; e += GROUP_THREADS / WARP) {
-        int n = 0;
-        for (int i = lane; i - lane < n_slot; i += WARP)
-            n += __popc(__ballot_sync(ALL_LANES, i < n_slot && expert[i < n_slot ? i : 0] == e));
+        int n = 0, its[GROUP_LOADS];
+        for (int i = lane; i - lane < n_slot; i += GROUP_LOADS * WARP) {
+            load_experts(expert, n_slot, i, its);
+#pragma unroll
+            for (int j = 0; j < GROUP_LOADS; j++)
+                n += __popc(__ballot_sync(ALL_LANES, its[j] == e));
+        }
         if (lane == 0)
             count[e] = n;
     }
@@ -71,13 +85,16 @@ __global__ static void __launch_bounds__(GROUP_THREADS) k_group(const int32_t *e
             struct col_group g = {e, first[e] + j * GROUP_COLS, left < GROUP_COLS ? left : GROUP_COLS};
             group[first_group[e] + j] = g;
         }
-        int at = first[e];
-        for (int i = lane; i - lane < n_slot; i += WARP) {
-            bool mine = i < n_slot && expert[i < n_slot ? i : 0] == e;
-            uint32_t all = __ballot_sync(ALL_LANES, mine);
-            if (mine)
-                order[at + __popc(all & ((1u << lane) - 1))] = i;
-            at += __popc(all);
+        int at = first[e], its[GROUP_LOADS];
+        for (int i = lane; i - lane < n_slot; i += GROUP_LOADS * WARP) {
+            load_experts(expert, n_slot, i, its);
+#pragma unroll
+            for (int j = 0; j < GROUP_LOADS; j++) {
+                uint32_t all = __ballot_sync(ALL_LANES, its[j] == e);
+                if (its[j] == e)
+                    order[at + __popc(all & ((1u << lane) - 1))] = i + j * WARP;
+                at += __popc(all);
+            }
         }
     }
 }
