@@ -7,6 +7,7 @@
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,7 @@ struct block {
 
 static struct {
     struct fiber main;
-    std::vector<struct block *> blocks; /* as many as ever were alive at once */
+    std::vector<std::unique_ptr<struct block>> blocks; /* as many as ever were alive at once */
     const std::function<void()> *body;
     uint64_t random;
     int allowed_shared;
@@ -211,8 +212,8 @@ static bool run_block(struct block *b)
 static struct block *block_of(unsigned i)
 {
     while (grid_now.blocks.size() <= i)
-        grid_now.blocks.push_back(new struct block());
-    return grid_now.blocks[i];
+        grid_now.blocks.push_back(std::make_unique<struct block>());
+    return grid_now.blocks[i].get();
 }
 
 /* One barrier of the grid after the other. */
@@ -224,9 +225,9 @@ static void run_together(unsigned n, int n_lanes, size_t smem)
         for (unsigned i = n; i-- > 1;)
             std::swap(grid_now.blocks[i], grid_now.blocks[draw() % (i + 1)]);
         for (unsigned i = 0; i < n; i++)
-            n_ended += run_block(grid_now.blocks[i]);
+            n_ended += run_block(grid_now.blocks[i].get());
         for (unsigned i = 0; i < n && n_ended < n; i++) {
-            struct block *b = now = grid_now.blocks[i];
+            struct block *b = now = grid_now.blocks[i].get();
             if (n_ended > 0 || b->until != grid_now.blocks[0]->until || b->arrivals != grid_now.blocks[0]->arrivals)
                 emu_fail("blocks that do not meet at one barrier of the grid", b->line, 0);
             *b->arrivals += 1;
