@@ -22,6 +22,13 @@ static void note_missing(struct reader *r, const char *key)
     snprintf(r->missing + n, sizeof r->missing - n, "%s%s", n ? ", " : "", key);
 }
 
+static void note_bad(struct reader *r, const struct err *e)
+{
+    if (!r->bad)
+        *r->err = *e;
+    r->bad = true;
+}
+
 enum { REQUIRED = -1 };
 
 /* Integer key "<arch>.suffix" within [min, max]; def REQUIRED = must be there. */
@@ -33,12 +40,10 @@ static int read_int(struct reader *r, const char *suffix, int min, int max, int 
     struct err e = {0};
     if (gguf_u32(r->g, key, (uint32_t)min, (uint32_t)max, &v, &e))
         return (int)v;
-    if (e.code != ERR_NONE && !r->bad) {
-        r->bad = true;
-        *r->err = e;
-    } else if (e.code == ERR_NONE && def == REQUIRED) {
+    if (e.code != ERR_NONE)
+        note_bad(r, &e);
+    else if (def == REQUIRED)
         note_missing(r, key);
-    }
     return def;
 }
 
@@ -48,16 +53,13 @@ static float read_float(struct reader *r, const char *suffix, float def, bool re
     snprintf(key, sizeof key, "%s.%s", r->arch, suffix);
     float v = def;
     struct err e = {0};
-    if (!gguf_f32(r->g, key, &v, &e)) {
-        if (e.code != ERR_NONE && !r->bad) {
-            r->bad = true;
-            *r->err = e;
-        } else if (e.code == ERR_NONE && required) {
-            note_missing(r, key);
-        }
-        return def;
-    }
-    return v;
+    if (gguf_f32(r->g, key, &v, &e))
+        return v;
+    if (e.code != ERR_NONE)
+        note_bad(r, &e);
+    else if (required)
+        note_missing(r, key);
+    return def;
 }
 
 /* ---- tensors by role ---- */
@@ -341,10 +343,8 @@ static int read_layers(struct reader *r, const char *suffix, int n_layer, int mi
             ok = err_set(&e, ERR_MODEL, "key %s[%zu]: value %d, expected %d as in layer 0 (layers that differ are not supported)", key,
                          i, (int)v, (int)first);
     }
-    if (!ok && !r->bad) {
-        r->bad = true;
-        *r->err = e;
-    }
+    if (!ok)
+        note_bad(r, &e);
     return ok ? gguf_arr_i32(&a, 0) : def;
 }
 

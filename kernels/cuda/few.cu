@@ -381,24 +381,12 @@ template <int T> static bool allow_shared(int bytes)
 extern "C" bool few_open(const struct cuda *k)
 {
     bool ok = true;
-#define QTYPE(name, id, n, block, mins)                                                                                \
-    if constexpr (is_quantised(QTYPE_##name))                                                                          \
-        ok = ok && allow_shared<QTYPE_##name>(k->shared_most - FEW_STATIC);
-#include "kernels/qtypes.def"
-#undef QTYPE
+    for (int type = 0; type < QTYPE_N; type++)
+        with_quantised((enum qtype)type, [&](auto t) { ok = ok && allow_shared<decltype(t)::value>(k->shared_most - FEW_STATIC); });
     return ok;
 }
 
 extern "C" void launch_few(struct cuda *k, enum qtype type, const struct product *p)
 {
-    switch (type) {
-#define QTYPE(name, id, n, block, mins)                                                                                \
-    case QTYPE_##name:                                                                                                 \
-        if constexpr (is_quantised(QTYPE_##name))                                                                      \
-            run<QTYPE_##name>(k, p);                                                                                   \
-        break;
-#include "kernels/qtypes.def"
-#undef QTYPE
-    case QTYPE_N: break;
-    }
+    with_quantised(type, [&](auto t) { run<decltype(t)::value>(k, p); });
 }

@@ -90,4 +90,25 @@ __device__ inline void add_fragment(const uint32_t a[4], uint32_t b0, uint32_t b
     }
 }
 
+/* ---- launchers ---- */
+
+template <int T> struct qtype_constant {
+    static constexpr int value = T;
+};
+
+/* f(constant of the type), for the quantised ones. */
+template <class F> static void with_quantised(enum qtype type, const F &f)
+{
+    switch (type) {
+#define QTYPE(name, id, n, block, mins)                                                                                \
+    case QTYPE_##name:                                                                                                 \
+        if constexpr (is_quantised(QTYPE_##name))                                                                      \
+            f(qtype_constant<QTYPE_##name>());                                                                         \
+        break;
+#include "kernels/qtypes.def"
+#undef QTYPE
+    case QTYPE_N: break;
+    }
+}
+
 #endif

@@ -21,7 +21,8 @@ enum {
     FETCH_STEP = 32, FETCH_BYTES = 8 << 20 /* of weights at once, of all blocks: a guess at what L2 keeps beside the rest */
 };
 static_assert((int)PERSIST_THREADS == (int)PRODUCT_THREADS && (int)PERSIST_THREADS == (int)FEW_THREADS &&
-                  (int)PERSIST_THREADS == (int)ATTN_THREADS && (int)PERSIST_THREADS == (int)ROW_THREADS, "as the bodies want");
+                  (int)PERSIST_THREADS == (int)ATTN_THREADS && (int)PERSIST_THREADS == (int)ROW_THREADS &&
+                  (int)PERSIST_THREADS == (int)ANGLE_THREADS, "as the bodies want");
 
 struct __align__(16) op {
     enum op_kind kind;
@@ -119,7 +120,7 @@ template <enum kv_type KV> __device__ inline void run_cache(const struct op &o, 
 
 __device__ APART static void run_angles(const struct op &o)
 {
-    each_block(o, [&](struct block_at b) { angles_block<PERSIST_THREADS>(o.angles, b); });
+    each_block(o, [&](struct block_at b) { angles_block(o.angles, b); });
 }
 
 __device__ APART static void run_norm(const struct op &o)
@@ -156,7 +157,8 @@ __device__ inline void run_op(const struct op &o, float4 *room)
     case OP_EMBED:
     case OP_PRODUCT:
         switch (o.type) {
-#define QTYPE(name, id, n, block, mins)                                                                                    case QTYPE_##name: run_weights<QTYPE_##name>(o, room); break;
+#define QTYPE(name, id, n, block, mins)                                                                                \
+    case QTYPE_##name: run_weights<QTYPE_##name>(o, room); break;
 #include "kernels/qtypes.def"
 #undef QTYPE
         }

@@ -5,6 +5,8 @@
 
 #include "kernels/cuda/device.cuh"
 
+enum { ANGLE_THREADS = 256 };
+
 struct angles_args {
     const int32_t *pos;
     const double *inv_freq;     /* (n_rope, half) */
@@ -14,10 +16,10 @@ struct angles_args {
     double mscale[ROPE_MAX];
 };
 
-template <int THREADS> __device__ inline void angles_block(const struct angles_args &a, struct block_at b)
+__device__ inline void angles_block(const struct angles_args &a, struct block_at b)
 {
     kernel_begin();
-    int i = b.x * THREADS + (int)threadIdx.x, row = i / a.half / a.n_rope, set = i / a.half % a.n_rope;
+    int i = b.x * ANGLE_THREADS + (int)threadIdx.x, row = i / a.half / a.n_rope, set = i / a.half % a.n_rope;
     if (i >= a.n || i % a.half >= a.n_pair[set])
         return;
     double s, c;

@@ -210,14 +210,5 @@ extern "C" int tile_code(void)
 
 extern "C" void launch_tile(struct cuda *k, enum qtype type, const struct product *p)
 {
-    switch (type) {
-#define QTYPE(name, id, n, block, mins)                                                                                \
-    case QTYPE_##name:                                                                                                 \
-        if constexpr (is_quantised(QTYPE_##name))                                                                      \
-            run<QTYPE_##name>(k, p);                                                                                   \
-        break;
-#include "kernels/qtypes.def"
-#undef QTYPE
-    case QTYPE_N: break;
-    }
+    with_quantised(type, [&](auto t) { run<decltype(t)::value>(k, p); });
 }
