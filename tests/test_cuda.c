@@ -222,6 +222,50 @@ END_TEST
 
 /* ---- a step as one kernel ---- */
 
+static struct kern *open_apart(const struct kern_config *c, struct err *err)
+{
+    struct kern *k = kern_cuda()->open(c, err);
+    if (k != NULL)
+        ((struct cuda *)k)->fuse = false;
+    return k;
+}
+
+/* One row with its norms and gates inside its products, in fewer launches, against the reference (halves: against them apart).
+ * Rows are wider than what a block takes at once, cards of one multiprocessor and of more tiles than there are. */
+START_TEST(one_row)
+{
+    enum { STEPS = 4, LAUNCHES = 10 }; /* angles, embed, Q/K/V, heads, attention, merge, output, gate and up, down, head */
+    static const char *const types[] = {"Q8_0", "Q4_K", "Q2_K", "Q6_K", "Q5_1", "F16", "BF16"};
+    static const int n_sm[] = {1, 3, 400};
+    static struct kern_device apart;
+    const char *type = types[_i];
+    bool half = strstr(type, "F16") != NULL;
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 8};
+    struct tiny_spec spec = spec_of("llama3", type);
+    struct err err = {0};
+    struct pair p;
+    apart = *kern_cuda();
+    apart.open = open_apart;
+    spec.n_layer = 1;
+    spec.n_ff = half ? 1280 : 4608;
+    spec.dim = half ? 1056 : spec.dim;
+    emu_card()->n_sm = n_sm[_i % 3];
+    ck_assert_msg(pair_open(&p, &spec, o, half ? &apart : &kern_ref, kern_cuda(), &err), "%s", err.msg);
+    p.tolerance = 0;
+    pair_pages(&p, 1, 1);
+    for (int pos = 0; pos < STEPS; pos++) {
+        struct row row = pair_row(0, pos, 0);
+        struct step_out want, got;
+        ck_assert(adapter_step(p.want, &row, 1, &want, NULL, &err));
+        long before = emu_launches();
+        ck_assert(adapter_step(p.got, &row, 1, &got, NULL, &err));
+        ck_assert_int_eq(emu_launches() - before, pos == 0 ? LAUNCHES : pos == 1 ? LAUNCHES + 1 : 1);
+        ck_assert_msg(memcmp(want.logits[0], got.logits[0], (size_t)p.n_vocab * sizeof(float)) == 0, "%s at %d", type, pos);
+    }
+    close_pair(&p);
+}
+END_TEST
+
 static struct kern *open_persistent(const struct kern_config *c, struct err *err)
 {
     struct kern *k = kern_cuda()->open(c, err);
@@ -671,6 +715,7 @@ static Suite *suite(void)
     tcase_add_test(t, mixtures);
     tcase_add_test(t, old_card);
     tcase_add_loop_test(t, any_number_of_rows, 0, 6);
+    tcase_add_loop_test(t, one_row, 0, 7);
     tcase_add_loop_test(t, odd_widths, 0, 3);
     tcase_add_loop_test(t, long_context, 0, 3);
     tcase_add_loop_test(t, odd_heads, 0, sizeof heads / sizeof *heads);

@@ -62,7 +62,7 @@ static bool choose_card(struct cuda *k, struct err *err)
     k->code = tile_code();
     k->can_overlap = k->code >= CODE_OVERLAP && driver >= OVERLAP_CUDA && CUDART_VERSION >= OVERLAP_CUDA;
     snprintf(k->name, sizeof k->name, "%.200s", prop.name);
-    if (k->code >= CODE_TILE && (!half_open() || !few_open(k)))
+    if (k->code >= CODE_TILE && (!half_open() || !few_open(k) || !one_open(k)))
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", index, k->name, cudaGetErrorString(cudaGetLastError()));
     if (k->capability < MIN_CAPABILITY)
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, needed is %d.%d or later", index,
@@ -148,6 +148,7 @@ static struct kern *open_cuda(const struct kern_config *c, struct err *err)
         return NULL;
     }
     k->kern.dev = kern_cuda();
+    k->fuse = true;
     k->cfg = *c;
     if (!choose_card(k, err)) {
         free(k); /* nothing was taken, and without a driver nothing can be given back */

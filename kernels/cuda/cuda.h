@@ -59,6 +59,26 @@ struct product {
     bool prefetch;          /* of weights, before the kernel before has ended */
 };
 
+/* What a product of one column makes its row of activations from: they are there (product.act); x as it is; or its norm, with
+ * the pending branch added first: sum, if not NULL, takes that (x itself others still read). */
+enum source_kind { SOURCE_ACT, SOURCE_ROW, SOURCE_NORM };
+struct source {
+    enum source_kind kind;
+    const float *x, *y;     /* y: NULL = nothing pending */
+    const float *pending_norm, *norm;
+    float *sum, eps;
+};
+
+/* That product. With h, part 0 is a gate and part 1 what it gates: h = ffn(part 0) x part 1 is all that is stored. */
+struct one {
+    struct product p;
+    struct source source;
+    float *h;
+    enum ffn_act ffn;
+    int wave, rounds;       /* segments of a row that a block takes at once; how often */
+    int tiles_at_once, n_tile, n_unit;  /* tiles (pairs of them) it takes at once; of these, all; units of tiles_at_once */
+};
+
 /* The step's rows in device memory; step.c fills the copy on the host and uploads it at once. */
 struct dev_step {
     int32_t *pos, *token;   /* (n_rows) */
@@ -113,6 +133,7 @@ struct cuda {
     int code;               /* what the code that runs was compiled for, see CODE_* */
     bool overlap;           /* kernels start before the one before has ended (gpu-bench measures it; off else) */
     bool can_overlap;       /* also inside a graph */
+    bool fuse;              /* one row's norms and gates inside its products (gpu-bench measures both; on else) */
     int n_sm;               /* multiprocessors */
     int shared_most;        /* bytes of shared memory that a block can have */
     cudaStream_t stream;
@@ -129,6 +150,8 @@ struct cuda {
     struct upload *upload;  /* load.c: while weights are loaded */
 
     float *x, *y;           /* (max_rows, dim): residual, pending branch */
+    float *x_next;          /* (dim): where a fused norm leaves one row's residual; the two change places then */
+    float *x_home;          /* x when a step begins */
     struct act xn, attn, h; /* normed rows; attention's output; gated FFN rows (slots) */
     float *cos, *sin;       /* (max_rows, n_rope, head_dim / 2) */
     float *q, *k, *v;       /* (max_rows, heads * head_dim) */
@@ -221,6 +244,10 @@ void launch_product(struct cuda *k, enum qtype type, const struct product *p);
 void launch_few(struct cuda *k, enum qtype type, const struct product *p);
 void launch_tile(struct cuda *k, enum qtype type, const struct product *p);
 void launch_half(struct cuda *k, enum qtype type, const struct product *p);
+/* one.cu: one column of a matrix of quantised or half weights. one_suits: whether it can be that product. */
+void launch_one(struct cuda *k, enum qtype type, struct one *o);
+bool one_suits(const struct cuda *k, enum qtype type, const struct one *o);
+bool one_open(const struct cuda *k);
 bool half_open(void);   /* takes the shared memory that its kernels need */
 bool few_open(const struct cuda *k);
 int tile_code(void);    /* what the kernels that run here were compiled for: 90 = sm_90 */

@@ -150,6 +150,15 @@ __device__ inline void copy_async(void *shared, const void *global)
 #endif
 }
 
+/* 4 bytes, the same way. */
+__device__ inline void copy_async_word(void *shared, const void *global)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(global)
+                 : "memory");
+#endif
+}
+
 __device__ inline void copy_close(void)
 {
 #if __CUDA_ARCH__ >= 800

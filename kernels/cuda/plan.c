@@ -57,6 +57,8 @@ static void carve_work(const struct kern_config *c, struct cuda *k, uint8_t *bas
     bool moe = c->n_expert > 0;
     k->x = carve(base, at, rows * dim, 4);
     k->y = carve(base, at, rows * dim, 4);
+    k->x_home = k->x;
+    k->x_next = carve(base, at, dim, 4);
     k->xn = carve_act(base, at, rows, c->dim);
     size_t angles = rows * (size_t)c->n_rope * (size_t)(c->head_dim / 2);
     k->cos = carve(base, at, angles, 4);

@@ -73,11 +73,14 @@ __device__ inline float add_block(const struct terms &w, const int32_t dot[2], i
     return add_terms<T>(w, (float)isum, a, acc);
 }
 
+__device__ inline float with_bias(const struct product_part &part, int row, int mat, float x)
+{
+    return part.bias != NULL ? x + part.bias[(size_t)mat * (size_t)part.rows + (size_t)row] : x;
+}
+
 __device__ inline void store_output(const struct product_part &part, int col, int row, int mat, float x)
 {
-    if (part.bias != NULL)
-        x = x + part.bias[(size_t)mat * (size_t)part.rows + (size_t)row];
-    part.out[(size_t)col * (size_t)part.rows + (size_t)row] = x;
+    part.out[(size_t)col * (size_t)part.rows + (size_t)row] = with_bias(part, row, mat, x);
 }
 
 #endif

@@ -26,6 +26,13 @@ template <int T> struct segment_words {
     {
         return w[chunk][word];
     }
+    __device__ inline void set(int chunk, uint4 v)
+    {
+        w[chunk][0] = v.x;
+        w[chunk][1] = v.y;
+        w[chunk][2] = v.z;
+        w[chunk][3] = v.w;
+    }
 };
 
 /* acc = the segment's chain for the columns whose activations begin at block col[] of 32, of quantised weights. Few
@@ -37,13 +44,8 @@ __device__ inline void sum_quantised(const struct product &p, struct place at, i
 {
     struct segment_words<T> words;
 #pragma unroll
-    for (int c = 0; c < layout_of(T).chunks; c++) {
-        uint4 v = *(const uint4 *)(at.code + c * TILE_ROWS * CHUNK_WORDS);
-        words.w[c][0] = v.x;
-        words.w[c][1] = v.y;
-        words.w[c][2] = v.z;
-        words.w[c][3] = v.w;
-    }
+    for (int c = 0; c < layout_of(T).chunks; c++)
+        words.set(c, *(const uint4 *)(at.code + c * TILE_ROWS * CHUNK_WORDS));
     struct head head = load_head<T>(at.head, s % 2);
     int n_block = p.cols / NUM_BLOCK - s * SEGMENT_BLOCKS;
 #pragma unroll

@@ -95,6 +95,11 @@ __device__ inline void heads_block(const struct heads_args &a, struct block_at b
         kv_store<KV>(a.kv, block, is_v, pos % NUM_TILE, i, i < hd ? head[i] : 0);
 }
 
+__device__ inline float ffn_gated(enum ffn_act act, float gate, float up)
+{
+    return act == ACT_GELU ? num_gelu(gate) * up : act == ACT_SWIGLU_CLAMPED ? num_swiglu_clamped(gate, up) : num_silu(gate) * up;
+}
+
 /* A warp's 32 values of h = act(gate) * up. */
 struct gate_args {
     const float *gate, *up;
@@ -109,12 +114,8 @@ __device__ inline void gate_block(const struct gate_args &a, struct block_at b)
     int i = b.x * ROW_THREADS + (int)threadIdx.x, col = b.y, n = a.n;
     if (i - i % WARP >= n)
         return;
-    float h = 0;
-    if (i < n) {
-        float g = a.gate[(size_t)col * (size_t)n + (size_t)i], u = a.up[(size_t)col * (size_t)n + (size_t)i];
-        h = a.act == ACT_GELU ? num_gelu(g) * u : a.act == ACT_SWIGLU_CLAMPED ? num_swiglu_clamped(g, u) : num_silu(g) * u;
-    }
-    store_act(a.out, col, i, n, h);
+    size_t at = (size_t)col * (size_t)n + (size_t)i;
+    store_act(a.out, col, i, n, i < n ? ffn_gated(a.act, a.gate[at], a.up[at]) : 0);
 }
 
 /* The better of two experts: higher logit, then lower id; -1 is none. */

@@ -87,6 +87,8 @@ void cuda_step_begin(struct kern *kern, const struct step *s)
     k->n_logits = 0;
     k->draws = false;
     k->splits = 1;
+    k->x_next = k->x == k->x_home ? k->x_next : k->x; /* a step begins where graphs of its class began */
+    k->x = k->x_home;
     for (int i = 0; i < s->n_rows; i++)
         k->n_logits += s->rows[i].want_logits;
     for (int i = 0; s->draws != NULL && draw_usable(k->cfg.n_vocab) && i < k->n_logits; i++)
@@ -151,8 +153,11 @@ static bool few_suits(const struct cuda *k, const struct product *p)
 
 void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p)
 {
+    struct one one = {.p = *p};
     if (k->mode == STEP_RECORD)
         persist_product(k, t, p);
+    else if (k->fuse && p->n_col == 1 && one_suits(k, t, &one))
+        launch_one(k, t, &one);
     else if (is_half(t) && k->code >= CODE_TILE)
         launch_half(k, t, p);
     else if (qtype_info(t)->quantised && k->code >= CODE_TILE && p->n_col > FEW_COLUMNS && (p->which == NULL || p->group != NULL))
@@ -174,27 +179,42 @@ static int n_groups(const struct cuda *k)
     return slots / GROUP_COLS + (k->cfg.n_expert < slots ? k->cfg.n_expert : slots);
 }
 
-/* out[i] = m[i] x act for all of them, one launch for each type there is. `which`: a matrix for each column (experts). */
-static void product(struct cuda *k, const struct output *o, int n, const struct act *act, int act_div, const int32_t *which,
-                    int n_col)
+/* The product of o[i] and those after it of its type. */
+static struct product product_of(const struct cuda *k, const struct output *o, int i, int n, const struct act *act, int n_col)
 {
-    bool done[MAX_PARTS] = {false};
-    for (int i = 0; i < n; i++) {
-        if (done[i])
-            continue;
-        struct product p = {
-            .cols = o[i].m->cols, .n_seg = layout_segments(o[i].m->cols), .n_mat = o[i].m->n_mat, .act = *act,
-            .act_div = act_div,   .which = which,                         .n_col = n_col,
-            .prefetch = k->overlap && which == NULL,
-        };
-        for (int j = i; j < n; j++) {
-            if (o[j].m->type != o[i].m->type)
-                continue;
-            done[j] = true;
+    struct product p = {
+        .cols = o[i].m->cols, .n_seg = layout_segments(o[i].m->cols), .n_mat = o[i].m->n_mat, .act = *act, .act_div = 1,
+        .n_col = n_col,       .prefetch = k->overlap,
+    };
+    for (int j = i; j < n; j++)
+        if (o[j].m->type == o[i].m->type) {
             p.part[p.n_part++] =
                 (struct product_part){o[j].m->data, o[j].bias, o[j].out, o[j].m->rows, layout_tiles(o[j].m->rows)};
             p.n_tile += layout_tiles(o[j].m->rows);
         }
+    return p;
+}
+
+/* Whether o[i] is the first of its type. */
+static bool is_first(const struct output *o, int i)
+{
+    for (int j = 0; j < i; j++)
+        if (o[j].m->type == o[i].m->type)
+            return false;
+    return true;
+}
+
+/* out[i] = m[i] x act for all of them, one launch for each type there is. `which`: a matrix for each column (experts). */
+static void product(struct cuda *k, const struct output *o, int n, const struct act *act, int act_div, const int32_t *which,
+                    int n_col)
+{
+    for (int i = 0; i < n; i++) {
+        if (!is_first(o, i))
+            continue;
+        struct product p = product_of(k, o, i, n, act, n_col);
+        p.act_div = act_div;
+        p.which = which;
+        p.prefetch = p.prefetch && which == NULL;
         if (which != NULL && is_grouped(k)) {
             p.order = k->order;
             p.group = k->group;
@@ -202,6 +222,50 @@ static void product(struct cuda *k, const struct output *o, int n, const struct 
         }
         cuda_launch_product(k, o[i].m->type, &p);
     }
+}
+
+/* ---- one row: what is between two products is in them (one.cu) ---- */
+
+static struct one one_of(const struct cuda *k, const struct output *o, int i, int n, const struct act *act, struct source source)
+{
+    return (struct one){.p = product_of(k, o, i, n, act, 1), .source = source};
+}
+
+/* Whether products of all these can take their row from such a source. */
+static bool can_fuse(const struct cuda *k, const struct output *o, int n, struct source source)
+{
+    bool can = k->fuse && k->n_rows == 1 && k->mode != STEP_RECORD;
+    for (int i = 0; can && i < n; i++) {
+        struct one one = one_of(k, o, i, i + 1, &k->xn, source);
+        can = one_suits(k, o[i].m->type, &one);
+    }
+    return can;
+}
+
+/* out[i] = m[i] x what the source makes, a launch a type; the first leaves the residual where the next phases look for it. */
+static void fused_product(struct cuda *k, const struct output *o, int n, struct source source)
+{
+    for (int i = 0; i < n; i++) {
+        if (!is_first(o, i))
+            continue;
+        struct one one = one_of(k, o, i, n, &k->xn, source);
+        launch_one(k, o[i].m->type, &one);
+        source.sum = NULL;
+    }
+}
+
+static struct source norm_source(struct cuda *k, bool has_pending, const float *pending_norm, const float *w)
+{
+    return (struct source){.kind = SOURCE_NORM, .x = k->x, .y = has_pending ? k->y : NULL, .pending_norm = pending_norm,
+                           .norm = w, .sum = has_pending ? k->x_next : NULL, .eps = k->cfg.norm_eps};
+}
+
+/* After the launches that read x: what they left in x_next is x. */
+static void turn_residual(struct cuda *k)
+{
+    float *x = k->x;
+    k->x = k->x_next;
+    k->x_next = x;
 }
 
 static void norm(struct cuda *k, bool has_pending, const float *pending_norm, const float *w, const int32_t *rows, int n,
@@ -212,6 +276,21 @@ static void norm(struct cuda *k, bool has_pending, const float *pending_norm, co
         .dim = k->cfg.dim, .eps = k->cfg.norm_eps, .out = out,
     };
     launch_norm(k, &a);
+}
+
+/* out[i] = m[i] x norm(x + pending) for n_row of the step's rows: `rows`, NULL = all. */
+static void normed_product(struct cuda *k, const struct output *o, int n, bool has_pending, const float *pending_norm,
+                           const float *w, const int32_t *rows, int n_row)
+{
+    struct source source = norm_source(k, has_pending, pending_norm, w);
+    if (!can_fuse(k, o, n, source)) {
+        norm(k, has_pending, pending_norm, w, rows, n_row, read_by(k, k->xn, o, n));
+        product(k, o, n, &k->xn, 1, NULL, n_row);
+        return;
+    }
+    fused_product(k, o, n, source);
+    if (has_pending)
+        turn_residual(k);
 }
 
 /* ---- phases ---- */
@@ -238,8 +317,7 @@ void cuda_attn_in(struct kern *kern, const struct layer *l)
         return;
     const struct attn_in_params *p = &l->attn_in;
     const struct output out[] = {{&p->q, p->q_bias, k->q}, {&p->k, p->k_bias, k->k}, {&p->v, p->v_bias, k->v}};
-    norm(k, p->has_pending, p->pending_norm, p->norm, NULL, k->n_rows, read_by(k, k->xn, out, 3));
-    product(k, out, 3, &k->xn, 1, NULL, k->n_rows);
+    normed_product(k, out, 3, p->has_pending, p->pending_norm, p->norm, NULL, k->n_rows);
     launch_heads(k, p, l->index);
 }
 
@@ -276,6 +354,21 @@ void cuda_route(struct kern *kern, const struct layer *l)
         launch_group(k, k->n_rows * cuda_slots(&k->cfg), n_groups(k));
 }
 
+/* Gated rows as one.cu leaves them. */
+static struct source gated_source(const struct cuda *k)
+{
+    return (struct source){.kind = SOURCE_ROW, .x = k->gate};
+}
+
+/* Whether the product of gate and up stores what comes out of both alone, and the one of down takes it from there. */
+static bool gates_inside(struct cuda *k, const struct layer *l)
+{
+    const struct ffn_params *p = &l->ffn;
+    const struct output pair[] = {{&p->gate, NULL, NULL}, {&p->up, NULL, NULL}}, down = {&p->down, NULL, NULL};
+    return l->route.router.data == NULL && p->gate.type == p->up.type &&
+           can_fuse(k, pair, 2, norm_source(k, true, p->pending_norm, p->norm)) && can_fuse(k, &down, 1, gated_source(k));
+}
+
 void cuda_ffn_in(struct kern *kern, const struct layer *l)
 {
     struct cuda *k = (struct cuda *)kern;
@@ -285,6 +378,14 @@ void cuda_ffn_in(struct kern *kern, const struct layer *l)
     const struct output out[] = {{&p->gate, p->gate_bias, k->gate}, {&p->up, p->up_bias, k->up}};
     bool moe = l->route.router.data != NULL;
     int used = cuda_slots(&k->cfg), n = k->n_rows * used;
+    if (gates_inside(k, l)) {
+        struct one one = one_of(k, out, 0, 2, &k->xn, norm_source(k, true, p->pending_norm, p->norm));
+        one.h = k->gate;
+        one.ffn = k->cfg.act;
+        launch_one(k, p->gate.type, &one);
+        turn_residual(k);
+        return;
+    }
     if (!moe)
         norm(k, true, p->pending_norm, p->norm, NULL, k->n_rows, read_by(k, k->xn, out, 2));
     product(k, out, 2, &k->xn, used, moe ? k->expert : NULL, n);
@@ -300,6 +401,10 @@ void cuda_ffn_out(struct kern *kern, const struct layer *l)
         return;
     bool moe = l->route.router.data != NULL;
     const struct output out[] = {{&l->ffn.down, l->ffn.down_bias, moe ? k->branch : k->y}};
+    if (gates_inside(k, l)) {
+        fused_product(k, out, 1, gated_source(k));
+        return;
+    }
     product(k, out, 1, &k->h, 1, moe ? k->expert : NULL, k->n_rows * cuda_slots(&k->cfg));
     if (moe)
         launch_blend(k);
@@ -312,8 +417,7 @@ void cuda_head(struct kern *kern, const struct head_params *p)
     if (is_made(k))
         return;
     const struct output out[] = {{&p->out, NULL, k->logits}};
-    norm(k, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits, read_by(k, k->xn, out, 1));
-    product(k, out, 1, &k->xn, 1, NULL, k->n_logits);
+    normed_product(k, out, 1, true, p->pending_norm, p->norm, k->step.logit_row, k->n_logits);
     if (k->draws && k->mode != STEP_RECORD)
         launch_draw(k);
 }

@@ -13,11 +13,12 @@
 #include <string.h>
 #include <vector>
 
-enum { MAX_LANES = 1024, MAX_WARPS = MAX_LANES / EMU_WARP, MAX_SHARED = 227 * 1024, FREE_SHARED = 48 * 1024, COPY_BYTES = 16 };
+enum { MAX_LANES = 1024, MAX_WARPS = MAX_LANES / EMU_WARP, MAX_SHARED = 227 * 1024, FREE_SHARED = 48 * 1024 };
 
 struct copy {
     void *to;
     const void *from;
+    size_t bytes;
     int group;
 };
 
@@ -130,12 +131,12 @@ void emu_begin(void)
     now->begun[now->current] = true;
 }
 
-void emu_copy(void *shared, const void *global)
+void emu_copy(void *shared, const void *global, int bytes)
 {
-    if (((uintptr_t)shared | (uintptr_t)global) % COPY_BYTES != 0)
+    if (((uintptr_t)shared | (uintptr_t)global) % (uintptr_t)bytes != 0)
         emu_fail("a copy that is not aligned", 0, 0);
-    memset(shared, 0xFF, COPY_BYTES);
-    now->copies[now->current].push_back({shared, global, now->groups[now->current]});
+    memset(shared, 0xFF, (size_t)bytes);
+    now->copies[now->current].push_back({shared, global, (size_t)bytes, now->groups[now->current]});
 }
 
 void emu_copy_close(void)
@@ -148,7 +149,7 @@ void emu_copy_wait(int left)
     std::vector<struct copy> &all = now->copies[now->current];
     size_t n = 0;
     for (; n < all.size() && all[n].group < now->groups[now->current] - left; n++)
-        memcpy(all[n].to, all[n].from, COPY_BYTES);
+        memcpy(all[n].to, all[n].from, all[n].bytes);
     all.erase(all.begin(), all.begin() + (ptrdiff_t)n);
 }
 

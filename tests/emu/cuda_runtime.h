@@ -15,6 +15,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static   /* one block at a time */
+#define __grid_constant__
 #define LAUNCH(k, kernel, grid, block, smem, ...) emu_launch(grid, block, smem, false, (k)->stream, kernel, __VA_ARGS__)
 #define LAUNCH_TOGETHER(k, kernel, n, block, smem, ...) emu_launch_together(n, block, smem, (k)->stream, kernel, __VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) type *name = (type *)emu_dynamic_shared()
@@ -46,7 +47,7 @@ void emu_enqueue(cudaStream_t s, std::function<void()> work);
 void emu_run_grid(dim3 grid, dim3 block, size_t smem, bool together, const std::function<void()> &lane);
 void *emu_dynamic_shared(void);
 /* A lane's copies to shared memory: the target is NaNs until the lane waits for the copy's group. */
-void emu_copy(void *shared, const void *global);
+void emu_copy(void *shared, const void *global, int bytes);
 void emu_copy_close(void);
 void emu_copy_wait(int left);
 enum { EMU_WARP = 32, EMU_SLOT = 64 };
@@ -288,7 +289,12 @@ static inline void load_matrices(uint32_t out[4], const void *row, EMU_LINE)
 
 static inline void copy_async(void *shared, const void *global)
 {
-    emu_copy(shared, global);
+    emu_copy(shared, global, 16);
+}
+
+static inline void copy_async_word(void *shared, const void *global)
+{
+    emu_copy(shared, global, 4);
 }
 
 static inline void copy_close(void)
