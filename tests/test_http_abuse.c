@@ -352,15 +352,15 @@ START_TEST(D10_random_cancelling)
         struct sse s[AT_ONCE];
         char json[256];
         for (int i = 0; i < AT_ONCE; i++) {
-            snprintf(json, sizeof json, "{\"job_id\":\"r%d\",\"prompt\":\"cancel %d\",\"max_tokens\":2000,\"ignore_eos\":true,\"seed\":%d}",
-                     i, i, r);
+            snprintf(json, sizeof json, "{\"job_id\":\"r%d-%d\",\"prompt\":\"cancel %d\",\"max_tokens\":2000,\"ignore_eos\":true,\"seed\":%d}",
+                     r, i, i, r);
             sse_open(&s[i], w.port, json);
         }
         for (int i = 0; i < AT_ONCE; i++) {
             seed = seed * 1103515245 + 12345;
             usleep((seed >> 16) % 10000);
             if ((seed >> 8) % 3 != 0) {
-                snprintf(json, sizeof json, "{\"job_id\":\"r%d\"}", i);
+                snprintf(json, sizeof json, "{\"job_id\":\"r%d-%d\"}", r, i);
                 ck_assert_int_eq(client_request(w.port, "/cancel", json, NULL), 202);
             }
             if ((seed >> 8) % 3 != 1) {
