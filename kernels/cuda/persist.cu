@@ -20,6 +20,7 @@ enum {
     PERSIST_THREADS = 256, PERSIST_HEADS = 4, OPS_A_LAYER = 16, OPS_BESIDE = 5,
     FETCH_STEP = 32, FETCH_BYTES = 8 << 20 /* of weights at once, of all blocks: a guess at what L2 keeps beside the rest */
 };
+static_assert(CODE_GRID == 90, "what k_persist asks the preprocessor for");
 static_assert((int)PERSIST_THREADS == (int)PRODUCT_THREADS && (int)PERSIST_THREADS == (int)FEW_THREADS &&
                   (int)PERSIST_THREADS == (int)ATTN_THREADS && (int)PERSIST_THREADS == (int)ROW_THREADS &&
                   (int)PERSIST_THREADS == (int)ANGLE_THREADS, "as the bodies want");
@@ -182,7 +183,7 @@ __device__ inline void run_op(const struct op &o, float4 *room)
 }
 
 /* Asks for the codes that this block will multiply in product o. */
-__device__ APART static void fetch_weights(const struct op &o)
+[[maybe_unused]] __device__ APART static void fetch_weights(const struct op &o)
 {
     const struct product &p = o.product;
     int tiles = PRODUCT_WAVE / o.wave;
@@ -203,7 +204,7 @@ __global__ static void __launch_bounds__(PERSIST_THREADS, 2) k_persist(const str
                                                                        uint32_t arrived)
 {
     kernel_begin();
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 10 * CODE_GRID
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* CODE_GRID, which is no macro; older code is never asked for it */
     DYNAMIC_SHARED(float4, shared);
     const struct op &o = *(const struct op *)shared;
     int word = (int)threadIdx.x % OP_WORDS;
