@@ -34,8 +34,10 @@ ISA_avxvnni     := -mavx2 -mfma -mf16c -mavxvnni
 ISA_avx512      := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
 ISA_avx512vnni  := $(ISA_avx512) -mavx512vnni
 isa_of          = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
-# Sanitized at -O3, these templates take minutes; and of the products the addresses alone are checked.
-kernel_flags    = $(if $(SAN),-O1,-O3) $(if $(isa_of),$(isa_of) $(if $(SAN),-fno-sanitize=undefined -DNO_UNROLL))
+# These templates take minutes sanitized at -O3, and half of their time goes into debug information about variables; of the
+# products the addresses alone are checked, by calls: inline checks take three times as long to compile.
+KERNEL_asan     := --param asan-instrumentation-with-call-threshold=0
+kernel_flags    = $(if $(SAN),-O1,-O3) -fno-var-tracking $(if $(isa_of),$(isa_of) $(if $(SAN),-fno-sanitize=undefined -DNO_UNROLL $(KERNEL_$(CONFIG))))
 
 # The CUDA engine: with nvcc, in release builds; else a stand-in that says there is none. Machine code for CUDA_ARCHS (the cards
 # of this machine, else sm_90; "all" for packages), and PTX of the lowest so that any other card from sm_75 on can run it.
@@ -71,7 +73,7 @@ objs    = $(addprefix $(OBJ)/,$(addsuffix .o,$(basename $1)))
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/inferd) $(if $(wildcard bench/eval.c),$(BIN)/inferd-eval) \
             $(if $(wildcard bench/bench.c),$(BIN)/inferd-bench)
 
-.PHONY: all tests check check-matrix check-style soak cuda-check cuda-objects gpu-check gpu-bench asan tsan fuzz fuzzers bench install clean help
+.PHONY: all tests check check-matrix check-style soak cuda-check cuda-full cuda-code cuda-gate gpu-check gpu-bench asan tsan fuzz fuzzers bench install clean help
 .SECONDARY:
 all: $(PROGRAMS)
 
@@ -108,22 +110,25 @@ $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D) $(BIN)
 	$(CC) $(CFLAGS) $(if $(filter kernels/cpu/% kernels/qtype.c,$<),$(call kernel_flags,$<)) -MMD -MP -c -o $@ $<
 $(OBJ)/api/embed.o: openapi.yaml api/page.html
-$(OBJ)/kernels/cuda/%.o: kernels/cuda/%.cu
+# What ptxas says of registers and spills stays beside the object, for cuda-gate; what the compiler warns of is shown.
+$(OBJ)/kernels/cuda/%.o $(OBJ)/kernels/cuda/%.log: kernels/cuda/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
-$(OBJ)/ptxas/%.log: kernels/cuda/%.cu
-	@mkdir -p $(@D)
-	$(NVCC) -std=c++17 -O3 -I. -fmad=false -arch=sm_90 -cubin -Xptxas -v -o $(@:.log=.cubin) $< >$@ 2>&1 || (cat $@; rm $@; false)
+	$(NVCC) $(NVCCFLAGS) -Xptxas -v -MMD -MP -MF $(basename $@).d -c -o $(basename $@).o $< >$(basename $@).log 2>&1 || \
+	    (cat $(basename $@).log; rm $(basename $@).log; false)
+	@grep -A2 -i warning $(basename $@).log || true
 $(OBJ)/kernels/cuda/%.o: CFLAGS += -isystem $(CUDA_HOME)/include
 
-# The same files for the host shim (tests/emu/): a card without a card. Its fibers do not go with sanitizers, the host side does.
+# The same files for the host shim (tests/emu/): a card without a card. Its fibers do not go with sanitizers, the host side does:
+# C++ is the same for all configurations.
 EMU      := $(OBJ)/emu
-EMUFLAGS := -Itests/emu -I. -O2 -g -ffp-contract=off -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas
-EMUOBJS  := $(patsubst %,$(EMU)/%.o,$(wildcard kernels/cuda/*.c kernels/cuda/*.cu tests/emu/*.cc))
+EMU_CXX  := $(BUILD)/obj/emu
+emu_objs  = $(patsubst %.c,$(EMU)/%.c.o,$(filter %.c,$1)) $(patsubst %,$(EMU_CXX)/%.o,$(filter-out %.c,$1))
+EMUFLAGS := -Itests/emu -I. -O2 -g -fno-var-tracking -ffp-contract=off -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas
+EMUOBJS  := $(call emu_objs,$(wildcard kernels/cuda/*.c kernels/cuda/*.cu tests/emu/*.cc))
 $(EMU)/%.c.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 $(EMUFLAGS) $(SAN) -MMD -MP -c -o $@ $<
-$(EMU)/%.o: % Makefile
+$(EMU_CXX)/%.o: % Makefile
 	@mkdir -p $(@D)
 	$(CXX) -std=gnu++17 $(EMUFLAGS) -MMD -MP -c -o $@ -x c++ $<
 $(OBJ)/tests/test_cuda.o $(OBJ)/tests/test_cuda_draw.o: CFLAGS += -Itests/emu
@@ -134,7 +139,7 @@ $(BIN)/inferd-emu: $(OBJ)/daemon/main.o $(EMUOBJS) $(ARCHIVES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(PKGLIBS) -lm -lstdc++
 $(BIN)/test_daemon_cuda: | $(BIN)/inferd-emu
 
--include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
+-include $(shell find $(OBJ) $(EMU_CXX) -name '*.d' 2>/dev/null)
 
 tests: all $(addprefix $(BIN)/,$(TESTS) $(TOOLS))
 check: tests check-style
@@ -152,7 +157,7 @@ GPUBENCH := $(wildcard bench/gpu_*.c) bench/gpu_kernels.cu
 GPUBENCH := $(filter-out bench/gpu_check.c,$(GPUBENCH))
 $(BIN)/gpu-bench: $(call objs,$(GPUBENCH)) $(GPUOBJS) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
-$(EMU)/gpu-bench: $(patsubst %,$(EMU)/%.o,$(GPUBENCH)) $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
+$(EMU)/gpu-bench: $(call emu_objs,$(GPUBENCH)) $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lm -lstdc++
 $(EMU)/gpu-check: $(OBJ)/bench/gpu_check.o $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lm -lstdc++
@@ -167,17 +172,23 @@ gpu-bench:
 # The CUDA engine without a GPU: all families and types on the shim, no kernel that spills, code for every architecture.
 CU := $(wildcard kernels/cuda/*.cu)
 cuda-check: $(BIN)/test_cuda
+	$(BIN)/test_cuda
+	$(MAKE) cuda-full cuda-code
+# What test_cuda leaves out takes minutes: its cases are shared out over the processors.
+CUDA_FULL := columns first second
+cuda-full: $(CUDA_FULL:%=cuda-full-%)
+$(CUDA_FULL:%=cuda-full-%): cuda-full-%: $(BIN)/test_cuda
+	CK_RUN_CASE=$* $(BIN)/test_cuda full
+cuda-code:
 	$(if $(NVCC),,$(error cuda-check needs nvcc (the CUDA toolkit)))
-	$(BIN)/test_cuda full
 	$(MAKE) $(EMU)/gpu-check $(EMU)/gpu-bench $(BIN)/gpu-check $(BIN)/gpu-bench
 	$(EMU)/gpu-check --small
 	$(EMU)/gpu-bench --smoke smollm2 Q4_0 >$(EMU)/smoke.jsonl
 	bench/gpu-report $(EMU)/smoke.jsonl
-	rm -f $(OBJ)/ptxas/*.log
-	$(MAKE) $(patsubst kernels/cuda/%.cu,$(OBJ)/ptxas/%.log,$(CU))
-	scripts/cuda-gate $(OBJ)/ptxas/*.log
-	$(MAKE) BUILD=$(BUILD)/cuda-all CUDA_ARCHS=all cuda-objects
-cuda-objects: $(call objs,$(CU))
+	$(MAKE) $(if $(filter all,$(CUDA_ARCHS)),,BUILD=$(BUILD)/cuda-all CUDA_ARCHS=all) cuda-gate
+CU_LOGS := $(patsubst %.o,%.log,$(call objs,$(CU)))
+cuda-gate: $(call objs,$(CU)) $(CU_LOGS)
+	scripts/cuda-gate sm_90 $(CU_LOGS)
 # Clients at once against the real worker, every answer as alone: SOAK_MINUTES from SOAK_SEED.
 SOAK_MINUTES ?= 3
 soak: $(BIN)/inferd $(BIN)/test_soak

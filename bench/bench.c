@@ -235,7 +235,7 @@ static void print_json(const struct runner *r, const struct options *o, const st
         &b,
         ", \"n_threads\": %d, \"n_prompt\": %d, \"n_gen\": %d, \"n_depth\": %d, \"n_batch\": %d",
         o->run.n_threads, t->n_prompt, t->n_gen, t->n_depth, t->n_batch);
-    buf_printf(&b, ", \"avg_ts\": %.3f, \"stddev_ts\": %.3f, \"best_ts\": %.3f, \"gb_s\": %.3f",
+    buf_printf(&b, ", \"avg_ts\": %.3f, \"stddev_ts\": %.3f, \"best_ts\": %.3f, \"gb_s\": %.6f",
                x->avg_ts, x->stddev_ts, x->best_ts, x->gb_s);
     if (x->read_gb_s > 0)
         buf_printf(&b, ", \"read_gb_s\": %.3f, \"bandwidth_share\": %.4f", x->read_gb_s,
