@@ -494,6 +494,7 @@ START_TEST(memory_is_planned)
     emu_card()->memory = taken;
     struct kern *k = d->open(&c, &err);
     ck_assert_msg(k != NULL, "%s", err.msg);
+    ck_assert_msg(persist_open((struct cuda *)k, &err), "%s", err.msg);
     ck_assert_uint_eq(emu_taken(), taken);
     d->close(k);
     ck_assert_uint_eq(emu_taken(), 0);

@@ -118,10 +118,10 @@ enum { PERSIST_ROWS = 8 };
 struct persist {
     unsigned blocks;        /* of the kernel: as many as the card holds at once; 0: off */
     size_t shared;          /* bytes of shared memory a block */
-    struct op *ops, *host_ops;  /* (max_op): on the card; pinned */
+    struct op *ops, *host_ops;  /* (max_op): on the card, part of the slab; pinned */
     int n_op, max_op;
     struct graph_slot *slot;    /* whose program it is; NULL: nobody's */
-    uint32_t *arrivals;     /* on the card: the barrier's count ... */
+    uint32_t *arrivals;     /* on the card, part of the slab: the barrier's count ... */
     uint32_t arrived;       /* ... and what it is once all launches so far are through */
 };
 
@@ -214,6 +214,7 @@ void cuda_graph_close(struct cuda *k);
 
 /* persist.cu. Off until persist_open, after open, says true; false: why not, and all stays as it was. While a step is recorded
  * (STEP_RECORD) launchers add an operation instead: nx x ny blocks of 256 threads. */
+size_t persist_bytes(const struct kern_config *c);  /* of a program at most, 140 KB for 32 layers: part of every plan */
 bool persist_open(struct cuda *k, struct err *err);
 void persist_close(struct cuda *k);
 enum step_mode persist_begin(struct cuda *k);

@@ -333,15 +333,21 @@ static size_t shared_bytes(const struct kern_config *c)
     return sizeof(struct op) + (attn > few ? attn : few);
 }
 
-extern "C" void persist_close(struct cuda *k)
+extern "C" size_t persist_bytes(const struct kern_config *c)
 {
-    (void)cudaFree(k->persist.ops);
-    (void)cudaFree(k->persist.arrivals);
-    (void)cudaFreeHost(k->persist.host_ops);
-    k->persist = {};
+    return (size_t)(c->n_layer * OPS_A_LAYER + OPS_BESIDE) * sizeof(struct op);
 }
 
-/* Takes memory and launches the kernel once with nothing to do: what a card cannot do is known then. */
+extern "C" void persist_close(struct cuda *k)
+{
+    struct persist *p = &k->persist;
+    (void)cudaFreeHost(p->host_ops);
+    p->host_ops = NULL;
+    p->slot = NULL;
+    p->blocks = 0;
+}
+
+/* Takes host memory and launches the kernel once with nothing to do: what a card cannot do is known then. */
 extern "C" bool persist_open(struct cuda *k, struct err *err)
 {
     struct persist *p = &k->persist;
@@ -350,16 +356,14 @@ extern "C" bool persist_open(struct cuda *k, struct err *err)
         return err_set(err, ERR_DEVICE, "device cuda:%d: no persistent kernel: the code that runs is for compute capability %d.%d",
                        index, k->code / 10, k->code % 10);
     p->shared = shared_bytes(&k->cfg);
-    p->max_op = k->cfg.n_layer * OPS_A_LAYER + OPS_BESIDE;
+    p->max_op = (int)(persist_bytes(&k->cfg) / sizeof(struct op));
+    p->arrived = 0;
     cudaError_t e = cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, index);
     if (e == cudaSuccess)
         e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k_persist, PERSIST_THREADS, p->shared);
     if (e == cudaSuccess && (can == 0 || blocks == 0))
         return err_set(err, ERR_DEVICE, "device cuda:%d: no persistent kernel: the card has no cooperative launches, or no room", index);
-    size_t bytes = (size_t)p->max_op * sizeof(struct op);
-    e = e == cudaSuccess ? cudaMalloc((void **)&p->ops, bytes) : e;
-    e = e == cudaSuccess ? cudaMalloc((void **)&p->arrivals, sizeof *p->arrivals) : e;
-    e = e == cudaSuccess ? cudaMallocHost((void **)&p->host_ops, bytes) : e;
+    e = e == cudaSuccess ? cudaMallocHost((void **)&p->host_ops, persist_bytes(&k->cfg)) : e;
     e = e == cudaSuccess ? cudaMemsetAsync(p->arrivals, 0, sizeof *p->arrivals, k->stream) : e;
     if (e == cudaSuccess) {
         p->blocks = (unsigned)(blocks * k->n_sm);

@@ -94,11 +94,14 @@ void cuda_plan(const struct kern_config *c, struct cuda *k, struct cuda_sizes *o
     k->mat_at = carve(base, &at, c->weight_bytes, 1);
     out->weights = at;
     k->vec_at = base == NULL ? NULL : base + at;
+    k->persist.ops = carve(base, &at, persist_bytes(c), 1); /* not on the stage: it may be opened before weights are loaded */
+    k->persist.arrivals = carve(base, &at, 1, sizeof *k->persist.arrivals);
+    size_t stage_at = at;
     k->stage = base == NULL ? NULL : base + at;
     cuda_kv_shape(c, &k->kv);
     k->kv.data = carve(base, &at, k->kv.block_bytes * 2 * (size_t)c->n_kv_head * (size_t)c->n_layer, (size_t)c->n_pages);
-    out->kv = at - out->weights;
+    out->kv = at - stage_at;
     carve_work(c, k, base, &at);
     out->work = at - out->kv - out->weights;
-    k->stage_bytes = out->kv + out->work;
+    k->stage_bytes = at - stage_at;
 }
