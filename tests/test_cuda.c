@@ -559,6 +559,37 @@ START_TEST(failures_of_one_kernel)
 }
 END_TEST
 
+/* Whichever call of the step that records it fails: a program that is not on the card is not run, and every later step says so. */
+START_TEST(failures_of_recording)
+{
+    struct adapter_options o = {.n_ctx = 64, .max_seqs = 1, .max_rows = 16, .device = persistent()};
+    struct row row = pair_row(0, 0, 0);
+    struct tiny_spec spec = spec_of("smollm2", "Q8_0");
+    struct pair p = open_spec(&spec, o);
+    int of_program = 0;
+    bool reached = true;
+    for (int n = 1; reached; n++) {
+        struct step_out out;
+        struct err err = {0};
+        adapter_close(p.got);
+        p.got = adapter_open(p.model, &o, &err);
+        ck_assert_msg(p.got != NULL, "%s", err.msg);
+        pair_pages(&p, 1, 1);
+        emu_card()->fail_call = n;
+        bool ok = adapter_step(p.got, &row, 1, &out, NULL, &err);
+        reached = emu_card()->fail_call == 0;
+        emu_card()->fail_call = 0;
+        ck_assert_int_eq(ok, !reached);
+        ck_assert(ok || err.code == ERR_CUDA);
+        of_program += !ok && strstr(err.msg, "persistent kernel's program: ") != NULL;
+        ck_assert_int_eq(adapter_step(p.got, &row, 1, &out, NULL, &err), ok);
+        ck_assert_int_lt(n, 100);
+    }
+    ck_assert_int_eq(of_program, 1);
+    close_pair(&p);
+}
+END_TEST
+
 /* Whichever call fails while a model is opened, loaded, used and graphs are made: somebody says so, and all is given back. */
 START_TEST(failures_of_every_call)
 {
@@ -747,6 +778,7 @@ static Suite *suite(void)
     tcase_add_test(card, memory_is_planned);
     tcase_add_test(card, failures_in_service);
     tcase_add_test(card, failures_of_one_kernel);
+    tcase_add_test(card, failures_of_recording);
     tcase_add_test(card, failures_of_every_call);
     tcase_add_test(card, cards_without_one_kernel);
     tcase_add_test(card, upload_in_small_pieces);

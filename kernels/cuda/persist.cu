@@ -296,6 +296,7 @@ static void upload(struct cuda *k)
         next = p->host_ops[i].kind == OP_PRODUCT ? i : next;
     }
     (void)cudaMemcpyAsync(p->ops, p->host_ops, (size_t)p->n_op * sizeof *p->ops, cudaMemcpyHostToDevice, k->stream);
+    CU_NOTE(k, "persistent kernel's program");
     p->slot = k->slot;
 }
 
@@ -314,7 +315,8 @@ extern "C" void persist_end(struct cuda *k)
         return; /* stopped half way: what was recorded is dropped */
     if (k->mode == STEP_RECORD)
         upload(k);
-    launch(k);
+    if (k->failed == cudaSuccess) /* else what the card holds may be no program */
+        launch(k);
     if (k->draws)
         launch_draw(k);
 }
