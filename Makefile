@@ -131,8 +131,9 @@ $(EMU)/%.c.o: %.c Makefile
 $(EMU_CXX)/%.o: % Makefile
 	@mkdir -p $(@D)
 	$(CXX) -std=gnu++17 $(EMUFLAGS) -MMD -MP -c -o $@ -x c++ $<
-$(OBJ)/tests/test_cuda.o $(OBJ)/tests/test_cuda_draw.o: CFLAGS += -Itests/emu
-$(BIN)/test_cuda $(BIN)/test_cuda_draw: $(BIN)/%: $(OBJ)/tests/%.o $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/libcore.a
+EMUTESTS := test_cuda test_cuda_card test_cuda_draw
+$(EMUTESTS:%=$(OBJ)/tests/%.o): CFLAGS += -Itests/emu
+$(EMUTESTS:%=$(BIN)/%): $(BIN)/%: $(OBJ)/tests/%.o $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) -lm -lstdc++
 # The worker on the shim, for test_daemon_cuda.
 $(BIN)/inferd-emu: $(OBJ)/daemon/main.o $(EMUOBJS) $(ARCHIVES)
@@ -171,8 +172,8 @@ gpu-bench:
 	scripts/gpu bench $(GPU_ARGS)
 # The CUDA engine without a GPU: all families and types on the shim, no kernel that spills, code for every architecture.
 CU := $(wildcard kernels/cuda/*.cu)
-cuda-check: $(BIN)/test_cuda
-	$(BIN)/test_cuda
+cuda-check: $(EMUTESTS:%=$(BIN)/%)
+	scripts/run-tests $(BIN) $(EMUTESTS)
 	$(MAKE) cuda-full cuda-code
 # What test_cuda leaves out takes minutes: its cases are shared out over the processors.
 CUDA_FULL := columns first second
