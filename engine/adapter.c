@@ -186,6 +186,7 @@ struct loader {
     const struct adapter_options *o;
     size_t done, all;
     int percent;
+    bool naming;                /* nothing is loaded any more: which matrix is damaged? */
     float *scratch;             /* one vector as float */
     size_t scratch_n;
     struct err *err;
@@ -209,9 +210,12 @@ static bool load_mat(struct loader *ld, const struct weight *w, struct mat *m)
     const char *src = (const char *)w->tensor->data + (size_t)w->row0 * row;
     size_t stride = (size_t)w->tensor->ne[1] * row;
     struct kern *k = ld->a->kern;
-    if (!k->dev->mat_load(k, m, src, stride, ld->err)) {
-        if (ld->err->code == ERR_MODEL)
-            err_prefix(ld->err, "row %ld", w->row0 + qtype_first_damaged(m->type, src, m->rows, m->cols, m->n_mat, stride));
+    if (ld->naming || !k->dev->mat_load(k, m, src, stride, ld->err)) {
+        long at = ld->err->code != ERR_MODEL ? -1 : qtype_first_damaged(m->type, src, m->rows, m->cols, m->n_mat, stride);
+        if (ld->naming && at < 0)
+            return true;
+        if (at >= 0)
+            err_prefix(ld->err, "row %ld", w->row0 + at);
         return err_prefix(ld->err, "%s: tensor %s", gguf_path(ld->a->model->gguf), w->tensor->name);
     }
     if (w->n_mat == 1)    /* so that weights are in memory twice a matrix at a time */
@@ -223,6 +227,8 @@ static bool load_mat(struct loader *ld, const struct weight *w, struct mat *m)
 /* Floats [first, first + n) of a tensor taken as one long vector. */
 static bool load_floats(struct loader *ld, const struct gguf_tensor *t, size_t first, size_t n, const float **out)
 {
+    if (ld->naming)
+        return true;
     if (n > ld->scratch_n) {
         float *p = mem_grow(ld->scratch, n, sizeof *p);
         if (p == NULL)
@@ -277,6 +283,36 @@ static bool load_layer(struct loader *ld, int i, const float **pending)
            load_vec(ld, m->post_ffn_norm, pending);
 }
 
+static bool load_tensors(struct loader *ld)
+{
+    struct adapter *a = ld->a;
+    const struct model *m = a->model;
+    struct weight embed = whole(m->token_embd), out = whole(m->output);
+    const float *pending = NULL;
+    bool ok = load_mat(ld, &embed, &a->embed);
+    for (int i = 0; ok && i < m->n_layer; i++)
+        ok = load_layer(ld, i, &pending);
+    a->head.pending_norm = pending;
+    ok = ok && load_vec(ld, m->output_norm, &a->head.norm);
+    if (ok && m->output == m->token_embd)
+        a->head.out = a->embed;
+    else
+        ok = ok && load_mat(ld, &out, &a->head.out);
+    return ok;
+}
+
+/* The device's last word; that some matrix is damaged gets its name by looking at them all again. */
+static bool end_load(struct loader *ld)
+{
+    struct kern *k = ld->a->kern;
+    if (k->dev->load_end == NULL || k->dev->load_end(k, ld->err))
+        return true;
+    ld->naming = ld->err->code == ERR_MODEL;
+    if (ld->naming)
+        (void)load_tensors(ld);
+    return false;
+}
+
 static bool load_weights(struct adapter *a, const struct adapter_options *o, struct err *err)
 {
     const struct model *m = a->model;
@@ -285,19 +321,8 @@ static bool load_weights(struct adapter *a, const struct adapter_options *o, str
         ld.all += gguf_tensor_at(m->gguf, i)->bytes;
     gguf_prefetch(m->gguf);
     report(&ld, 0);
-    struct weight embed = whole(m->token_embd), out = whole(m->output);
-    const float *pending = NULL;
-    bool ok = load_mat(&ld, &embed, &a->embed);
-    for (int i = 0; ok && i < m->n_layer; i++)
-        ok = load_layer(&ld, i, &pending);
-    a->head.pending_norm = pending;
-    ok = ok && load_vec(&ld, m->output_norm, &a->head.norm);
-    if (ok && m->output == m->token_embd)
-        a->head.out = a->embed;
-    else
-        ok = ok && load_mat(&ld, &out, &a->head.out);
+    bool ok = load_tensors(&ld) && end_load(&ld) && adapter_resident(a, err);
     free(ld.scratch);
-    ok = ok && (a->kern->dev->load_end == NULL || a->kern->dev->load_end(a->kern, err)) && adapter_resident(a, err);
     if (ok && ld.percent < 100 && o->progress != NULL)
         o->progress(o->progress_arg, 100);
     gguf_drop_data(m->gguf);

@@ -170,7 +170,8 @@ struct kern_device {
     size_t (*work_bytes)(const struct kern_config *cfg);
 
     /* Packs rows [row0, row0 + n) of a GGUF tensor (n_mat of them stacked, mat_stride bytes apart) into m. m->type, rows,
-     * cols, n_mat are set by the caller; data and bytes are set here. ERR_MODEL: weights that are NaN or infinite (cpu, ref). */
+     * cols, n_mat are set by the caller; data and bytes are set here. ERR_MODEL: weights that are NaN or infinite; cuda
+     * says that in load_end, of all matrices. */
     bool (*mat_load)(struct kern *k, struct mat *m, const void *src, size_t mat_stride, struct err *err);
     /* Copies n floats to the device; NULL = no room (a planning bug). */
     float *(*vec_load)(struct kern *k, const float *src, size_t n, struct err *err);

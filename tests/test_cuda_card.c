@@ -1,5 +1,6 @@
 /* The CUDA device on the host shim (tests/emu/): cards that cannot be used, memory that is planned, and every launch and call
  * that can fail, failing. */
+#include "tests/damage.h"
 #include "tests/rig.h"
 #include "tests/shim.h"
 
@@ -265,6 +266,15 @@ START_TEST(upload_in_small_pieces)
 }
 END_TEST
 
+/* Weights that are NaN or infinite: the kernel that packs them sees it. */
+START_TEST(damaged_weights)
+{
+    damage_each_type(kern_cuda());
+    damage_each_tensor(kern_cuda());
+    ck_assert_int_eq(emu_alive(), 0);
+}
+END_TEST
+
 /* Memory that is not the card's: refused when the model is opened, noticed later, and the engine ends with the cause. */
 START_TEST(weights_that_are_not_resident)
 {
@@ -331,6 +341,7 @@ static Suite *suite(void)
     tcase_add_test(card, failures_of_every_call);
     tcase_add_test(card, cards_without_one_kernel);
     tcase_add_test(card, upload_in_small_pieces);
+    tcase_add_test(card, damaged_weights);
     tcase_add_test(card, weights_that_are_not_resident);
     tcase_add_test(card, failure_under_the_engine);
     suite_add_tcase(s, card);

@@ -148,6 +148,7 @@ struct cuda {
     uint8_t *stage;         /* KV cache and work space: raw rows on their way in lie there while weights are loaded */
     size_t stage_bytes;
     struct upload *upload;  /* load.c: while weights are loaded */
+    uint32_t *damaged;      /* on the card: a weight or scale that was packed is NaN or infinite */
 
     float *x, *y;           /* (max_rows, dim): residual, pending branch */
     float *x_next;          /* (dim): where a fused norm leaves one row's residual; the two change places then */

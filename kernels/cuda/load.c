@@ -134,7 +134,8 @@ static bool begin_upload(struct cuda *k, struct err *err)
     if (u->readers == NULL)
         return err_set(err, ERR_SYSTEM, "cannot start the threads that read the weights");
     u->slot_bytes = slot_bytes(k);
-    cudaError_t e = cudaStreamCreateWithFlags(&u->stream, cudaStreamNonBlocking);
+    cudaError_t e = cudaMemsetAsync(k->damaged, 0, sizeof *k->damaged, k->stream);
+    e = e == cudaSuccess ? cudaStreamCreateWithFlags(&u->stream, cudaStreamNonBlocking) : e;
     for (int i = 0; i < RING && e == cudaSuccess; i++) {
         struct slot *s = &u->slot[i];
         s->stage = k->stage + (size_t)i * u->slot_bytes;
@@ -226,6 +227,17 @@ float *cuda_vec_load(struct kern *kern, const float *src, size_t n, struct err *
     return check(k, err) ? (float *)(void *)k->vec_at : NULL;
 }
 
+/* Whether what was packed is all finite. Waits for it, once for all matrices: that keeps none waiting for the one before. */
+static bool is_finite(struct cuda *k, struct err *err)
+{
+    uint32_t *damaged = (uint32_t *)(void *)k->step_host; /* no step was yet */
+    (void)cudaStreamSynchronize(k->upload->stream);         /* vectors are not packed */
+    (void)cudaMemcpyAsync(damaged, k->damaged, sizeof *damaged, cudaMemcpyDeviceToHost, k->stream);
+    (void)cudaStreamSynchronize(k->stream);
+    CU_NOTE(k, "upload");
+    return check(k, err) && (*damaged == 0 || err_set(err, ERR_MODEL, "a weight or scale is NaN or infinite"));
+}
+
 /* The memory that was used on the way is filled with NaNs: whoever reads what no step wrote shall see them, not weights. */
 bool cuda_load_end(struct kern *kern, struct err *err)
 {
@@ -234,9 +246,7 @@ bool cuda_load_end(struct kern *kern, struct err *err)
         return true;
     (void)cudaSetDevice(k->cfg.device_index);
     (void)cudaMemsetAsync(k->stage, 0xFF, RING * k->upload->slot_bytes, k->stream);
-    (void)cudaStreamSynchronize(k->stream);
-    (void)cudaStreamSynchronize(k->upload->stream); /* vectors are not packed */
-    CU_NOTE(k, "upload");
+    bool ok = is_finite(k, err);
     cuda_load_close(k);
-    return check(k, err);
+    return ok;
 }

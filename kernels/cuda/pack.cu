@@ -50,6 +50,23 @@ template <int T> __device__ static uint32_t raw_code(const uint8_t *b, int j, in
     return 0;
 }
 
+/* Whether a block's scale or minimum is NaN or infinite; of float weights, whether one is. As qtype_finite (qtype.c). */
+template <int T> __device__ static bool is_damaged(const uint8_t *b)
+{
+    if constexpr (T == QTYPE_MXFP4)
+        return b[0] == 0xFF;
+    if constexpr (T == QTYPE_F32)
+        return ((raw_half(b + 2) >> 7) & 0xFF) == 0xFF;
+    if constexpr (T == QTYPE_BF16)
+        return ((raw_half(b) >> 7) & 0xFF) == 0xFF;
+    constexpr size_t at = T == QTYPE_Q2_K   ? offsetof(struct block_q2_k, d)
+                          : T == QTYPE_Q3_K ? offsetof(struct block_q3_k, d)
+                          : T == QTYPE_Q6_K ? offsetof(struct block_q6_k, d)
+                                            : 0;
+    constexpr bool two = T != QTYPE_F16 && layout_of(T).mins > 0; /* the minimums' scale follows */
+    return (raw_half(b + at) & 0x7C00) == 0x7C00 || (two && (raw_half(b + at + 2) & 0x7C00) == 0x7C00);
+}
+
 /* The four bytes of weights 16 h + 4 t .. + 3, bits [at, at + n) of each. */
 template <int T> __device__ static uint32_t gather(const uint8_t *b, int j, int h, int t, int at, int n)
 {
@@ -152,11 +169,14 @@ template <int T> __device__ static void pack_head(const uint8_t *b, int j, uint3
     }
 }
 
-template <int T> __device__ static void pack_quantised(const uint8_t *row, int cols, int s, uint32_t *code, uint32_t *head)
+/* True: a scale is damaged. */
+template <int T> __device__ static bool pack_quantised(const uint8_t *row, int cols, int s, uint32_t *code, uint32_t *head)
 {
+    bool damaged = false;
     if constexpr (is_super(T)) {
         constexpr int bytes = block_bytes(T);
         const uint8_t *b = row + (size_t)(s / 2) * bytes;
+        damaged = is_damaged<T>(b);
         for (int j = 0; j < SEGMENT_BLOCKS; j++)
             pack_codes<T>(b, s % 2 * SEGMENT_BLOCKS + j, j, code);
         if (s % 2 == 0)
@@ -165,15 +185,17 @@ template <int T> __device__ static void pack_quantised(const uint8_t *row, int c
         uint32_t w[4] = {};
         for (int j = 0; j < SEGMENT_BLOCKS && (s * SEGMENT_BLOCKS + j) * NUM_BLOCK < cols; j++) {
             const uint8_t *b = row + (size_t)(s * SEGMENT_BLOCKS + j) * block_bytes(T);
+            damaged |= is_damaged<T>(b);
             pack_codes<T>(b, 0, j, code);
             pack_head<T>(b, j, w);
         }
         for (int i = 0; i < layout_of(T).head_words; i++)
             head[i] = w[i];
     }
+    return damaged;
 }
 
-template <int T> __device__ static void pack_float(const uint8_t *row, int cols, int s, uint32_t *code)
+template <int T> __device__ static bool pack_float(const uint8_t *row, int cols, int s, uint32_t *code)
 {
     constexpr int size = block_bytes(T);
     int n = cols - s * SEGMENT < SEGMENT ? cols - s * SEGMENT : SEGMENT;
@@ -182,6 +204,10 @@ template <int T> __device__ static void pack_float(const uint8_t *row, int cols,
         int chunk = i / CHUNK_BYTES;
         ((uint8_t *)code)[chunk * TILE_ROWS * CHUNK_BYTES + i % CHUNK_BYTES] = i < n * size ? from[i] : 0;
     }
+    bool damaged = false;
+    for (int i = 0; i < n; i++)
+        damaged |= is_damaged<T>(from + i * size);
+    return damaged;
 }
 
 /* ---- kernels ---- */
@@ -191,6 +217,7 @@ struct pack_args {
     void *dst;
     size_t row_bytes;
     int cols, n_mat, n_tile, n_seg, mat, row0, n;
+    uint32_t *damaged;
 };
 
 template <int T> __global__ static void __launch_bounds__(PACK_THREADS) k_pack(struct pack_args a)
@@ -201,10 +228,13 @@ template <int T> __global__ static void __launch_bounds__(PACK_THREADS) k_pack(s
         return;
     struct place at = place_of<T>(a.dst, a.n_mat, a.n_tile, a.n_seg, a.mat, row / TILE_ROWS, s, row % TILE_ROWS);
     const uint8_t *raw = a.raw + (size_t)i * a.row_bytes;
+    bool damaged;
     if constexpr (is_quantised(T))
-        pack_quantised<T>(raw, a.cols, s, (uint32_t *)at.code, (uint32_t *)at.head);
+        damaged = pack_quantised<T>(raw, a.cols, s, (uint32_t *)at.code, (uint32_t *)at.head);
     else
-        pack_float<T>(raw, a.cols, s, (uint32_t *)at.code);
+        damaged = pack_float<T>(raw, a.cols, s, (uint32_t *)at.code);
+    if (damaged)
+        *a.damaged = 1; /* whoever says it says the same */
 }
 
 template <int T> __global__ static void __launch_bounds__(PACK_THREADS) k_embed(struct embed_args a)
@@ -218,7 +248,7 @@ extern "C" void launch_pack(struct cuda *k, enum qtype type, const uint8_t *raw,
                             int mat, int row0, int n)
 {
     struct pack_args a = {raw,   dst, qtype_row_bytes(type, (size_t)cols), cols, n_mat, layout_tiles(rows), layout_segments(cols),
-                          mat, row0, n};
+                          mat, row0, n,   k->damaged};
     dim3 grid((unsigned)((n + PACK_THREADS - 1) / PACK_THREADS), (unsigned)a.n_seg);
     switch (type) {
 #define QTYPE(name, id, weights, block, mins)                                                                          \

@@ -96,6 +96,7 @@ void cuda_plan(const struct kern_config *c, struct cuda *k, struct cuda_sizes *o
     k->vec_at = base == NULL ? NULL : base + at;
     k->persist.ops = carve(base, &at, persist_bytes(c), 1); /* not on the stage: it may be opened before weights are loaded */
     k->persist.arrivals = carve(base, &at, 1, sizeof *k->persist.arrivals);
+    k->damaged = carve(base, &at, 1, sizeof *k->damaged);
     size_t stage_at = at;
     k->stage = base == NULL ? NULL : base + at;
     cuda_kv_shape(c, &k->kv);
