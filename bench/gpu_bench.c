@@ -64,8 +64,8 @@ double run_graph(struct cuda *k, void (*launch)(void *arg, int i), void *arg, in
 static void model_line(const struct run *r, const struct bench *b, const char *test, int n, int depth, double s, double bytes)
 {
     run_line(r, test);
-    printf(",\"model\":\"%s\",\"type\":\"%s\",\"n\":%d,\"depth\":%d,\"overlap\":%d,\"one_kernel\":%d,\"ms\":%.4f,\"tok_s\":%.1f", b->model, b->type, n,
-           depth, b->k->overlap, b->k->persist.blocks > 0, s * 1e3, n / s);
+    printf(",\"model\":\"%s\",\"type\":\"%s\",\"n\":%d,\"depth\":%d,\"overlap\":%d,\"one_kernel\":%d,\"apart\":%d,\"ms\":%.4f,\"tok_s\":%.1f", b->model, b->type, n,
+           depth, b->k->overlap, b->k->persist.blocks > 0, !b->k->fuse, s * 1e3, n / s);
     if (bytes > 0)
         printf(",\"gb_s\":%.1f,\"share\":%.3f", bytes / s * 1e-9, bytes / s * 1e-9 / r->read_gb_s);
 }
@@ -127,6 +127,17 @@ static const struct {
     {"phi-3-mini", "F16", 7.6, false},    {"llama-3-8b", "Q8_0", 8.5, true},    {"llama-3-8b", "F16", 16, true},
 };
 
+/* One row with norms and gates as kernels of their own. */
+static bool run_apart(struct run *r, struct bench *b, struct err *err)
+{
+    cuda_graph_close(b->k);
+    b->k->fuse = false;
+    bool ok = run_decode(r, b, 1, 16, r->smoke ? 3 : 32, err);
+    b->k->fuse = true;
+    cuda_graph_close(b->k);
+    return ok;
+}
+
 /* The same steps with kernels that start before the one before has ended. */
 static bool run_overlapped(struct run *r, struct bench *b, struct err *err)
 {
@@ -140,7 +151,7 @@ static bool run_overlapped(struct run *r, struct bench *b, struct err *err)
     return ok;
 }
 
-/* The same steps as one kernel each. */
+/* One row's steps as one kernel each. */
 static bool run_one_kernel(struct run *r, struct bench *b, struct err *err)
 {
     struct err why = {0};
@@ -148,7 +159,7 @@ static bool run_one_kernel(struct run *r, struct bench *b, struct err *err)
         fprintf(stderr, "gpu-bench: %s\n", why.msg);
         return true;
     }
-    bool ok = run_decode(r, b, 1, 16, r->smoke ? 3 : 32, err) && run_decode(r, b, r->smoke ? 2 : 8, 16, r->smoke ? 3 : 16, err);
+    bool ok = run_decode(r, b, 1, 16, r->smoke ? 3 : 32, err);
     persist_close(b->k);
     cuda_graph_close(b->k);
     return ok;
@@ -159,7 +170,7 @@ static bool run_tests(struct run *r, struct bench *b, struct err *err)
     static const int prompts[] = {16, 128, 512, 1024, 2048, 4096}, batches[] = {2, 4, 8, 16, 32, 64, 128, 256};
     if (r->smoke)
         return run_prompt(r, b, 16, err) && run_decode(r, b, 1, 16, 3, err) && run_decode(r, b, 4, 16, 3, err) &&
-               run_overlapped(r, b, err) && run_one_kernel(r, b, err);
+               run_apart(r, b, err) && run_overlapped(r, b, err) && run_one_kernel(r, b, err);
     bool ok = run_prompt(r, b, 16, err) && run_decode(r, b, 1, 16, 32, err) && run_decode(r, b, 1, 2048, 16, err);
     for (size_t i = 0; ok && i < sizeof batches / sizeof *batches; i++)
         if (!r->quick || batches[i] == 8 || batches[i] == 64)
@@ -167,7 +178,7 @@ static bool run_tests(struct run *r, struct bench *b, struct err *err)
     for (size_t i = 1; ok && i < sizeof prompts / sizeof *prompts; i++)
         if (!r->quick || prompts[i] == 512 || prompts[i] == 2048)
             ok = run_prompt(r, b, prompts[i], err);
-    return ok && run_overlapped(r, b, err) && run_one_kernel(r, b, err);
+    return ok && run_apart(r, b, err) && run_overlapped(r, b, err) && run_one_kernel(r, b, err);
 }
 
 static bool run_model(struct run *r, const char *model, const char *type, bool with_attention, struct err *err)

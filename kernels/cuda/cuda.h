@@ -112,12 +112,11 @@ struct graph_slot {
 };
 enum step_mode { STEP_PLAIN, STEP_CAPTURE, STEP_REPLAY, STEP_RECORD, STEP_RERUN }; /* the last two: persist.cu */
 
-/* Steps of few rows as one kernel: the program of one class of them. */
-enum op_kind { OP_ANGLES, OP_EMBED, OP_NORM, OP_PRODUCT, OP_HEADS, OP_ATTN, OP_MERGE, OP_GATE, OP_CHOOSE, OP_BLEND };
-enum { PERSIST_ROWS = 8 };
+/* Steps of one row as one kernel: the program of one class of them. */
+enum op_kind { OP_ANGLES, OP_EMBED, OP_NORM, OP_PRODUCT, OP_ONE, OP_HEADS, OP_ATTN, OP_MERGE, OP_GATE, OP_CHOOSE, OP_BLEND };
 struct persist {
     unsigned blocks;        /* of the kernel: as many as the card holds at once; 0: off */
-    size_t shared;          /* bytes of shared memory a block */
+    size_t shared, room;    /* bytes of shared memory a block, and of these for what an operation does */
     struct op *ops, *host_ops;  /* (max_op): on the card, part of the slab; pinned */
     int n_op, max_op;
     struct graph_slot *slot;    /* whose program it is; NULL: nobody's */
@@ -222,6 +221,7 @@ enum step_mode persist_begin(struct cuda *k);
 void persist_end(struct cuda *k);
 void persist_add(struct cuda *k, enum op_kind kind, int type, int nx, int ny, const void *args, size_t bytes);
 void persist_product(struct cuda *k, enum qtype type, const struct product *p);
+void persist_one(struct cuda *k, enum qtype type, const struct one *o);
 
 /* step.c */
 void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p);  /* by the kernel for its type and columns */

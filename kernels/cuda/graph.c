@@ -37,7 +37,7 @@ void cuda_graph_begin(struct cuda *k)
     if (k->n_rows > GRAPH_ROWS || k->n_logits != k->n_rows || k->failed != cudaSuccess)
         return;
     k->slot = slot_of(k);
-    if (k->persist.blocks > 0 && k->n_rows <= PERSIST_ROWS)
+    if (k->persist.blocks > 0 && k->n_rows == 1)
         k->mode = persist_begin(k);
     else if (k->slot->exec != NULL)
         k->mode = STEP_REPLAY;

@@ -8,13 +8,15 @@
 #ifndef KERNELS_CUDA_ONE_CUH
 #define KERNELS_CUDA_ONE_CUH
 
+#include "kernels/cuda/fragment.cuh"
 #include "kernels/cuda/half_few.cuh"
 #include "kernels/cuda/product_few.cuh"
 #include "kernels/cuda/row.cuh"
 
 enum {
     ONE_THREADS = 256, ONE_RING = 72 << 10, /* bytes of stages: two blocks a multiprocessor have 140 KB under way */
-    ROW_STEP = 4 * ONE_THREADS, FOURS = 4,
+    ONE_STATIC = 1024,                      /* static shared memory at most */
+    ROW_STEP = 4 * ONE_THREADS,
     CODE_PITCH = SEGMENT + 16               /* of a segment's codes in shared memory: neighbours in other banks */
 };
 
@@ -37,8 +39,39 @@ template <int T> static inline size_t one_shared(const struct one *o)
            (size_t)floats * sizeof(float);
 }
 
+/* Several tiles a block only where every block gets some: each that has none leaves a multiprocessor without work. */
+template <int T> static inline void one_share_out(struct one *o, int most)
+{
+    constexpr int slots = one_shape<T>::slots;
+    o->n_tile = o->h != NULL ? o->p.part[0].n_tile : o->p.n_tile;
+    o->wave = 1;
+    while (o->wave < slots && (o->wave < o->p.n_seg || o->n_tile * o->wave < most * slots))
+        o->wave *= 2;
+    o->rounds = (o->p.n_seg + o->wave - 1) / o->wave;
+    o->tiles_at_once = slots / o->wave;
+    o->n_unit = (o->n_tile + o->tiles_at_once - 1) / o->tiles_at_once;
+}
+
+/* f(constant of the type), for those that there are. */
+template <class F> static inline void with_one_type(enum qtype type, const F &f)
+{
+    if (type == QTYPE_F16)
+        f(qtype_constant<QTYPE_F16>());
+    else if (type == QTYPE_BF16)
+        f(qtype_constant<QTYPE_BF16>());
+    else
+        with_quantised(type, f);
+}
+
 /* The row in shared memory: codes and scales, or halves. */
-template <int T> struct one_row {
+enum row_form { ROW_CODES, ROW_F16, ROW_BF16 };
+
+LAYOUT_FN enum row_form row_form(int type)
+{
+    return type == QTYPE_F16 ? ROW_F16 : type == QTYPE_BF16 ? ROW_BF16 : ROW_CODES;
+}
+
+template <enum row_form F> struct one_row {
     uint8_t *code;
     struct act_scale *scale;
     __device__ one_row(void *room, int n_seg)
@@ -49,9 +82,9 @@ template <int T> struct one_row {
     /* Elements i .. i + 3 of the row; a warp has a segment. */
     __device__ void store(int i, const float x[4]) const
     {
-        if constexpr (one_shape<T>::half) {
+        if constexpr (F != ROW_CODES) {
             for (int e = 0; e < 4; e++)
-                half_at(i)[e] = T == QTYPE_F16 ? round_f16(x[e]) : round_bf16(x[e]);
+                half_at(i)[e] = F == ROW_F16 ? round_f16(x[e]) : round_bf16(x[e]);
         } else {
             float most = fabsf(x[0]), inv;
             for (int e = 1; e < 4; e++)
@@ -79,9 +112,9 @@ template <int T> struct one_row {
     __device__ void copy(const struct product &p) const
     {
         int n = p.n_seg * SEGMENT;
-        if constexpr (one_shape<T>::half) {
+        if constexpr (F != ROW_CODES) {
             for (int i = 8 * (int)threadIdx.x; i < n; i += 8 * ONE_THREADS)
-                *(uint4 *)half_at(i) = *(const uint4 *)(act_plane<T>(p) + i);
+                *(uint4 *)half_at(i) = *(const uint4 *)((F == ROW_F16 ? p.act.f16 : p.act.bf16) + i);
         } else {
             for (int i = 16 * (int)threadIdx.x; i < n; i += 16 * ONE_THREADS)
                 *(uint4 *)code_at(i) = *(const uint4 *)(p.act.q + i);
@@ -91,13 +124,13 @@ template <int T> struct one_row {
     }
 };
 
-/* A thread's share of n floats: fours of neighbours, ROW_STEP apart, zeros past the end. All its loads are under way at once. */
-struct fours {
-    float v[FOURS][4];
+/* A thread's share of n floats: N fours of neighbours, ROW_STEP apart, zeros past the end. All its loads are under way at once. */
+template <int N> struct fours {
+    float v[N][4];
     __device__ void load(const float *from, int i, int n)
     {
 #pragma unroll
-        for (int j = 0; j < FOURS; j++) {
+        for (int j = 0; j < N; j++) {
             int at = i + j * ROW_STEP;
             if (n % 4 == 0) {
                 float4 x = at < n ? *(const float4 *)(from + at) : float4{0, 0, 0, 0};
@@ -116,15 +149,15 @@ struct fours {
 
 /* x = the residual with its pending branch, n floats in shared memory, zeros up to `end`; one block keeps it for the kernels to
  * come. */
-__device__ inline void add_pending(const struct source &s, int n, int end, float *x, bool keeps)
+template <int N> __device__ inline void add_pending(const struct source &s, int n, int end, float *x, bool keeps)
 {
     bool normed = s.y != NULL && s.pending_norm != NULL;
-    struct fours old, y, w;
+    struct fours<N> old, y, w;
     float post = 0;
-    for (int i = 4 * (int)threadIdx.x; normed && i < end; i += FOURS * ROW_STEP) {
+    for (int i = 4 * (int)threadIdx.x; normed && i < end; i += N * ROW_STEP) {
         y.load(s.y, i, n);
 #pragma unroll
-        for (int j = 0; j < FOURS; j++)
+        for (int j = 0; j < N; j++)
             if (i + j * ROW_STEP < end)
                 *(float4 *)(x + i + j * ROW_STEP) = {y.v[j][0], y.v[j][1], y.v[j][2], y.v[j][3]};
     }
@@ -132,14 +165,14 @@ __device__ inline void add_pending(const struct source &s, int n, int end, float
         __syncthreads();
         post = norm_scale(x, n, s.eps);
     }
-    for (int i = 4 * (int)threadIdx.x; i < end; i += FOURS * ROW_STEP) {
+    for (int i = 4 * (int)threadIdx.x; i < end; i += N * ROW_STEP) {
         old.load(s.x, i, n);
         if (s.y != NULL)
             y.load(s.y, i, n);
         if (normed)
             w.load(s.pending_norm, i, n);
 #pragma unroll
-        for (int j = 0; j < FOURS; j++) {
+        for (int j = 0; j < N; j++) {
             int at = i + j * ROW_STEP;
             for (int e = 0; e < 4 && at < end; e++) {
                 float v = normed ? old.v[j][e] + y.v[j][e] * post * w.v[j][e] : s.y != NULL ? old.v[j][e] + y.v[j][e] : old.v[j][e];
@@ -153,13 +186,13 @@ __device__ inline void add_pending(const struct source &s, int n, int end, float
 }
 
 /* What comes from memory for the first elements is on its way while the norm is computed. */
-template <int T> __device__ inline void make_row(const struct one &o, const one_row<T> &row, float *x, bool keeps)
+template <enum row_form F, int N> __device__ inline void make_row(const struct one &o, const one_row<F> &row, float *x, bool keeps)
 {
     const struct source &s = o.source;
     bool normed = s.kind == SOURCE_NORM;
     int n = o.p.cols, end = o.p.n_seg * SEGMENT;
     float scale = 1;
-    struct fours own;
+    struct fours<N> own;
     if (s.kind == SOURCE_ACT) {
         row.copy(o.p);
         return;
@@ -167,12 +200,12 @@ template <int T> __device__ inline void make_row(const struct one &o, const one_
     int i = 4 * (int)threadIdx.x;
     own.load(normed ? s.norm : s.x, i, n);
     if (normed) {
-        add_pending(s, n, end, x, keeps);
+        add_pending<N>(s, n, end, x, keeps);
         scale = norm_scale(x, n, s.eps);
     }
     while (i < end) {
 #pragma unroll
-        for (int j = 0; j < FOURS; j++) {
+        for (int j = 0; j < N; j++) {
             int at = i + j * ROW_STEP;
             if (at >= end)
                 break;
@@ -182,7 +215,7 @@ template <int T> __device__ inline void make_row(const struct one &o, const one_
                     own.v[j][e] = at + e < n ? x[at + e] * scale * own.v[j][e] : 0;
             row.store(at, own.v[j]);
         }
-        i += FOURS * ROW_STEP;
+        i += N * ROW_STEP;
         own.load(normed ? s.norm : s.x, i, n);
     }
 }
@@ -241,7 +274,7 @@ template <int T> __device__ inline void ask_for(const struct one &o, const struc
 
 /* The segment's chain. */
 template <int T>
-__device__ inline float sum_of(const struct one &o, const struct one_task &t, const one_row<T> &row, int lane, const uint8_t *stage)
+__device__ inline float sum_of(const struct one &o, const struct one_task &t, const one_row<row_form(T)> &row, int lane, const uint8_t *stage)
 {
     using shape = one_shape<T>;
     int tid = (int)threadIdx.x, n_block = (o.p.cols + NUM_BLOCK - 1) / NUM_BLOCK - t.segment * SEGMENT_BLOCKS;
@@ -276,15 +309,15 @@ __device__ inline float sum_of(const struct one &o, const struct one_task &t, co
     }
 }
 
-/* Block `block` of n_block that share the product. room: one_shared bytes. */
-template <int T> __device__ inline void one_block(const struct one &o, int block, int n_block, float4 *room)
+/* Block `block` of n_block that share the product. room: one_shared bytes. make: make_row. */
+template <int T, class M> __device__ inline void one_block(const struct one &o, int block, int n_block, float4 *room, const M &make)
 {
     using shape = one_shape<T>;
     int tid = (int)threadIdx.x, lane = tid % shape::lanes, slot = tid / shape::lanes;
     int sub = slot / o.wave, segment = slot % o.wave, adder = tid / TILE_ROWS, adder_row = tid % TILE_ROWS;
     uint8_t *ring = (uint8_t *)room;
     float *sums = (float *)(ring + shape::stages * shape::stage);
-    one_row<T> row((uint8_t *)sums + shape::sums, o.p.n_seg);
+    one_row<row_form(T)> row((uint8_t *)sums + shape::sums, o.p.n_seg);
     float *x = (float *)((uint8_t *)sums + shape::sums + o.p.n_seg * shape::act_segment);
     struct walk here = {block, 0, 0}, ahead = here;
     for (int i = 0; i < shape::stages; i++, ahead.go_on(o, n_block))
@@ -292,7 +325,7 @@ template <int T> __device__ inline void one_block(const struct one &o, int block
     if (o.source.kind == SOURCE_NORM && tid * WARP < o.p.cols)
         prefetch_l2(o.source.norm + tid * WARP);
     kernel_begin();
-    make_row<T>(o, row, x, block == 0);
+    make(o, row, x, block == 0);
     __syncthreads();
     float total = 0, gate = 0;
     int at = 0, side = 0;

@@ -1,4 +1,4 @@
-/* A step of few rows as one kernel (off unless persist_open was called; gpu-bench measures it beside graphs and overlap). The
+/* A step of one row as one kernel (off unless persist_open was called; gpu-bench measures it beside graphs and overlap). The
  * phases of step.c record what they would launch: operations, each so many blocks of the bodies that the small kernels have
  * too, so bytes are the same. A cooperative kernel, as many blocks as the card holds at once, runs them in order: its blocks
  * share out an operation's blocks, then all meet at a barrier. After a product each asks for its weights of the next one, which
@@ -9,8 +9,7 @@
  * within its registers. Shared memory is one piece that the bodies use in turn. */
 #include "kernels/cuda/attn_few.cuh"
 #include "kernels/cuda/embed.cuh"
-#include "kernels/cuda/half_few.cuh"
-#include "kernels/cuda/product_few.cuh"
+#include "kernels/cuda/one.cuh"
 #include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/row.cuh"
 
@@ -29,7 +28,7 @@ struct __align__(16) op {
     enum op_kind kind;
     int type;           /* of weights, or of the KV cache */
     int nx, ny, blocks; /* blocks = nx x ny x nz */
-    int wide;           /* product: columns of a block; attention: heads */
+    int wide;           /* attention: heads of a block */
     int wave;           /* product: segments of a row at once; blocks take PRODUCT_WAVE / wave tiles */
     int fetch, tile_bytes;  /* product: of how many blocks the weights may be asked for before; a tile's */
     int index, next;    /* its own; the next product's, -1: none */
@@ -38,6 +37,7 @@ struct __align__(16) op {
         struct angles_args angles;
         struct norm_args norm;
         struct product product;
+        struct one one;     /* begins with one */
         struct heads_args heads;
         struct attn_args attn;
         struct merge_args merge;
@@ -68,17 +68,16 @@ template <class F> __device__ inline void each_block(const struct op &o, const F
 }
 
 /* Tiles past the end are the last one again, the same bytes twice. */
-template <int T, int N> __device__ APART void run_product(const struct op &o, float4 *room)
+template <int T> __device__ APART void run_product(const struct op &o, float4 *room)
 {
     each_block(o, [&](struct block_at b) {
         if constexpr (T == QTYPE_F16 || T == QTYPE_BF16) {
-            half_few_block<T>(o.product, o.wide, b, (float(*)[TILE_ROWS][FEW_COLS])room);
+            half_few_block<T>(o.product, 1, b, (float(*)[TILE_ROWS][FEW_COLS])room);
         } else {
             int threads = o.wave * TILE_ROWS, tid = (int)threadIdx.x % threads, sub = (int)threadIdx.x / threads;
             b.x = b.x * (PERSIST_THREADS / threads) + sub;
             b.x = b.x < o.product.n_tile ? b.x : o.product.n_tile - 1;
-            b.y = N == 1 ? b.y : 0; /* all columns */
-            product_block<T, N, const struct product &>(o.product, b, tid, o.wave, (float *)room + sub * o.wave);
+            product_block<T, 1, const struct product &>(o.product, b, tid, o.wave, (float *)room + sub * o.wave);
         }
     });
 }
@@ -88,14 +87,24 @@ template <int T> __device__ APART void run_embed(const struct op &o)
     each_block(o, [&](struct block_at b) { embed_block<T, PERSIST_THREADS>(o.embed, b); });
 }
 
+template <enum row_form F> __device__ APART void run_row(const struct one &o, one_row<F> row, float *x, bool keeps)
+{
+    make_row<F, 2>(o, row, x, keeps);
+}
+
+template <int T> __device__ APART void run_one(const struct op &o, float4 *room)
+{
+    one_block<T>(o.one, (int)blockIdx.x, (int)gridDim.x, room, run_row<row_form(T)>);
+}
+
 template <int T> __device__ inline void run_weights(const struct op &o, float4 *room)
 {
     if (o.kind == OP_EMBED)
         run_embed<T>(o);
-    else if (o.wide == 1 && T != QTYPE_F16 && T != QTYPE_BF16)
-        run_product<T, 1>(o, room);
+    else if (o.kind == OP_ONE && T != QTYPE_F32)
+        run_one<T == QTYPE_F32 ? QTYPE_F16 : T>(o, room);
     else
-        run_product<T, FEW>(o, room);
+        run_product<T>(o, room);
 }
 
 template <enum kv_type KV> __device__ APART void run_heads(const struct op &o, float4 *room)
@@ -157,6 +166,7 @@ __device__ inline void run_op(const struct op &o, float4 *room)
     switch (o.kind) {
     case OP_EMBED:
     case OP_PRODUCT:
+    case OP_ONE:
         switch (o.type) {
 #define QTYPE(name, id, n, block, mins)                                                                                \
     case QTYPE_##name: run_weights<QTYPE_##name>(o, room); break;
@@ -180,6 +190,11 @@ __device__ inline void run_op(const struct op &o, float4 *room)
     case OP_CHOOSE: run_choose(o); break;
     case OP_BLEND: run_blend(o); break;
     }
+}
+
+__host__ __device__ static inline bool is_product(const struct op &o)
+{
+    return o.kind == OP_PRODUCT || o.kind == OP_ONE;
 }
 
 /* Asks for the codes that this block will multiply in product o. */
@@ -218,7 +233,7 @@ __global__ static void __launch_bounds__(PERSIST_THREADS, 2) k_persist(const str
         run_op(o, shared + OP_WORDS);
         if (o.index + 1 == n_op) /* not a variable: it would be saved around every call */
             break;
-        if (o.kind == OP_PRODUCT && o.next >= 0)
+        if (is_product(o) && o.next >= 0)
             fetch_weights(ops[o.next]);
         float4 part = ((const float4 *)(ops + o.index + 1))[word]; /* on its way meanwhile */
         grid_barrier(arrivals, arrived + (uint32_t)(o.index + 1) * gridDim.x);
@@ -259,21 +274,32 @@ extern "C" void persist_attn(struct cuda *k, const struct attn_args *args, int s
     add(k, OP_ATTN, k->cfg.kv_type, splits, a.kv.n_kv_head * a.passes, k->n_rows, &a, sizeof a)->wide = heads;
 }
 
+static void may_fetch(struct op *o, int wave, int blocks)
+{
+    o->wave = wave;
+    o->tile_bytes = o->product.n_seg * layout_of(o->type).chunks * CHUNK_BYTES * TILE_ROWS;
+    int most = FETCH_BYTES / o->tile_bytes / (PRODUCT_WAVE / wave);
+    o->fetch = o->product.which != NULL ? 0 : blocks < most ? blocks : most; /* which expert's nobody knows yet */
+}
+
 extern "C" void persist_product(struct cuda *k, enum qtype type, const struct product *p)
 {
     bool half = type == QTYPE_F16 || type == QTYPE_BF16;
-    int wide = p->which != NULL || (!half && p->n_col == 1) ? 1 : FEW, wave = half ? PRODUCT_WAVE : FEW;
+    int wave = half ? PRODUCT_WAVE : FEW;
     /* Several tiles a block only where each block of the card gets some. */
     while (wave < PRODUCT_WAVE && (wave < p->n_seg || p->n_tile * wave < (int)k->persist.blocks * PRODUCT_WAVE))
         wave *= 2;
     int tiles = PRODUCT_WAVE / wave;
-    struct op *o = add(k, OP_PRODUCT, type, (p->n_tile + tiles - 1) / tiles, (p->n_col + wide - 1) / wide, 1, p, sizeof *p);
+    struct op *o = add(k, OP_PRODUCT, type, (p->n_tile + tiles - 1) / tiles, p->n_col, 1, p, sizeof *p);
     o->product.prefetch = false;
-    o->wide = wide;
-    o->wave = wave;
-    o->tile_bytes = p->n_seg * layout_of(type).chunks * CHUNK_BYTES * TILE_ROWS;
-    int most = FETCH_BYTES / o->tile_bytes / tiles;
-    o->fetch = p->which != NULL ? 0 : o->nx < most ? o->nx : most; /* which expert's nobody knows yet */
+    may_fetch(o, wave, o->nx);
+}
+
+extern "C" void persist_one(struct cuda *k, enum qtype type, const struct one *one)
+{
+    struct op *o = add(k, OP_ONE, type, 1, 1, 1, one, sizeof *one);
+    with_one_type(type, [&](auto t) { one_share_out<decltype(t)::value>(&o->one, (int)k->persist.blocks); });
+    may_fetch(o, PRODUCT_WAVE, o->product.n_tile);
 }
 
 /* ---- the step ---- */
@@ -293,7 +319,7 @@ static void upload(struct cuda *k)
     struct persist *p = &k->persist;
     for (int i = p->n_op - 1, next = -1; i >= 0; i--) {
         p->host_ops[i].next = next;
-        next = p->host_ops[i].kind == OP_PRODUCT ? i : next;
+        next = is_product(p->host_ops[i]) ? i : next;
     }
     (void)cudaMemcpyAsync(p->ops, p->host_ops, (size_t)p->n_op * sizeof *p->ops, cudaMemcpyHostToDevice, k->stream);
     CU_NOTE(k, "persistent kernel's program");
@@ -323,16 +349,40 @@ extern "C" void persist_end(struct cuda *k)
 
 /* ---- open, close ---- */
 
-static size_t shared_bytes(const struct kern_config *c)
+static size_t larger(size_t a, size_t b)
 {
+    return a > b ? a : b;
+}
+
+/* The largest products of one column, of any type. */
+static size_t one_bytes(const struct kern_config *c)
+{
+    int heads = c->n_head * c->head_dim, widest = heads > c->n_ff ? heads : c->n_ff;
+    struct one norm = {}, row = {};
+    size_t most = 0;
+    norm.source.kind = SOURCE_NORM;
+    norm.p.n_seg = layout_segments(c->dim);
+    row.p.n_seg = layout_segments(widest);
+    for (int type = 0; type < QTYPE_N; type++)
+        with_one_type((enum qtype)type, [&](auto t) {
+            most = larger(most, larger(one_shared<decltype(t)::value>(&norm), one_shared<decltype(t)::value>(&row)));
+        });
+    return most;
+}
+
+/* What operations need; those products of one column that do not fit take the other way (one_suits). */
+static size_t room_bytes(const struct cuda *k)
+{
+    const struct kern_config *c = &k->cfg;
     struct attn_args a = {};
     a.n_head = c->n_head;
     a.kv.n_kv_head = c->n_kv_head;
     a.kv.head_dim = c->head_dim;
     int heads = heads_at_once(&a) > 1 ? PERSIST_HEADS : 1;
     size_t attn = heads * sizeof(struct attn_shared<1>) + (size_t)attn_more_floats(heads, c->head_dim) * sizeof(float);
-    size_t few = FEW * SUM_COL * sizeof(float); /* more than half_few and heads take */
-    return sizeof(struct op) + (attn > few ? attn : few);
+    size_t few = sizeof(float[HALF_WAVE][TILE_ROWS][FEW_COLS]); /* more than other products and heads take */
+    size_t one = one_bytes(c), most = (size_t)(k->shared_most - ONE_STATIC) - sizeof(struct op);
+    return larger(larger(attn, few), one < most ? one : most);
 }
 
 extern "C" size_t persist_bytes(const struct kern_config *c)
@@ -357,10 +407,13 @@ extern "C" bool persist_open(struct cuda *k, struct err *err)
     if (k->code < CODE_GRID)
         return err_set(err, ERR_DEVICE, "device cuda:%d: no persistent kernel: the code that runs is for compute capability %d.%d",
                        index, k->code / 10, k->code % 10);
-    p->shared = shared_bytes(&k->cfg);
+    p->room = room_bytes(k);
+    p->shared = sizeof(struct op) + p->room;
     p->max_op = (int)(persist_bytes(&k->cfg) / sizeof(struct op));
     p->arrived = 0;
     cudaError_t e = cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, index);
+    if (e == cudaSuccess)
+        e = cudaFuncSetAttribute(k_persist, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)p->shared);
     if (e == cudaSuccess)
         e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k_persist, PERSIST_THREADS, p->shared);
     if (e == cudaSuccess && (can == 0 || blocks == 0))

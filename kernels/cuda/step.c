@@ -154,10 +154,10 @@ static bool few_suits(const struct cuda *k, const struct product *p)
 void cuda_launch_product(struct cuda *k, enum qtype t, const struct product *p)
 {
     struct one one = {.p = *p};
-    if (k->mode == STEP_RECORD)
-        persist_product(k, t, p);
-    else if (k->fuse && p->n_col == 1 && one_suits(k, t, &one))
+    if (k->fuse && p->n_col == 1 && one_suits(k, t, &one))
         launch_one(k, t, &one);
+    else if (k->mode == STEP_RECORD)
+        persist_product(k, t, p);
     else if (is_half(t) && k->code >= CODE_TILE)
         launch_half(k, t, p);
     else if (qtype_info(t)->quantised && k->code >= CODE_TILE && p->n_col > FEW_COLUMNS && (p->which == NULL || p->group != NULL))
@@ -234,7 +234,7 @@ static struct one one_of(const struct cuda *k, const struct output *o, int i, in
 /* Whether products of all these can take their row from such a source. */
 static bool can_fuse(const struct cuda *k, const struct output *o, int n, struct source source)
 {
-    bool can = k->fuse && k->n_rows == 1 && k->mode != STEP_RECORD;
+    bool can = k->fuse && k->n_rows == 1;
     for (int i = 0; can && i < n; i++) {
         struct one one = one_of(k, o, i, i + 1, &k->xn, source);
         can = one_suits(k, o[i].m->type, &one);
