@@ -152,17 +152,17 @@ check-style:
 	scripts/check-style
 # On a machine with a card: the device against the reference, and its speeds into bench/results/. They need the toolkit alone.
 GPUOBJS := $(call objs,tests/pair.c $(wildcard tests/tiny*.c) tests/ggufw.c)
-$(BIN)/gpu-check: $(OBJ)/bench/gpu_check.o $(GPUOBJS) $(OBJ)/libcore.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
-GPUBENCH := $(wildcard bench/gpu_*.c) bench/gpu_kernels.cu
-GPUBENCH := $(filter-out bench/gpu_check.c,$(GPUBENCH))
-$(BIN)/gpu-bench: $(call objs,$(GPUBENCH)) $(GPUOBJS) $(OBJ)/libcore.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(CORELIBS)
-$(EMU)/gpu-bench: $(call emu_objs,$(GPUBENCH)) $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
-	$(CC) $(LDFLAGS) -o $@ $^ -lm -lstdc++
-$(EMU)/gpu-check: $(OBJ)/bench/gpu_check.o $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
-	$(CC) $(LDFLAGS) -o $@ $^ -lm -lstdc++
-$(call objs,$(GPUBENCH)): CFLAGS += -isystem $(CUDA_HOME)/include
+GPUCHECK := bench/gpu_check.c
+GPUBENCH := $(filter-out $(GPUCHECK),$(wildcard bench/gpu_*.c)) bench/gpu_kernels.cu
+$(BIN)/gpu-check: $(call objs,$(GPUCHECK))
+$(BIN)/gpu-bench: $(call objs,$(GPUBENCH))
+$(BIN)/gpu-check $(BIN)/gpu-bench: $(GPUOBJS) $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(OBJ)/libcore.a $(CORELIBS)
+$(EMU)/gpu-check: $(call emu_objs,$(GPUCHECK))
+$(EMU)/gpu-bench: $(call emu_objs,$(GPUBENCH))
+$(EMU)/gpu-check $(EMU)/gpu-bench: $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
+	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(OBJ)/libcore.a -lm -lstdc++
+$(call objs,$(GPUCHECK) $(GPUBENCH)): CFLAGS += -isystem $(CUDA_HOME)/include
 $(OBJ)/bench/gpu_kernels.o: bench/gpu_kernels.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<

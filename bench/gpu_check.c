@@ -2,6 +2,7 @@
  * in any company): every tiny family with every weight type, mixtures, long contexts, published shapes. Needs the CUDA
  * toolkit and a compiler, nothing else. --quick: one family a type; --small: a few models, for compute-sanitizer. */
 #include "base/clock.h"
+#include "kernels/cuda/cuda.h"
 #include "tests/pair.h"
 
 #include <stdio.h>
@@ -23,6 +24,39 @@ static const struct {
     enum kv_type kv;
 } longs[] = {{"smollm2", 0, KV_F16}, {"phi3swa", 300, KV_Q8_0}, {"gptoss", 270, KV_F32}};
 
+/* The other ways to do a step, of which gpu-bench tells which is the fastest: the bytes of the usual one. */
+static struct kern *open_apart(const struct kern_config *c, struct err *err)
+{
+    struct kern *k = kern_cuda()->open(c, err);
+    if (k != NULL)
+        ((struct cuda *)k)->fuse = false;
+    return k;
+}
+
+static struct kern *open_overlapped(const struct kern_config *c, struct err *err)
+{
+    struct kern *k = kern_cuda()->open(c, err);
+    if (k != NULL)
+        ((struct cuda *)k)->overlap = ((struct cuda *)k)->can_overlap;
+    return k;
+}
+
+/* A card that cannot, as gpu-bench says, goes on with graphs. */
+static struct kern *open_one_kernel(const struct kern_config *c, struct err *err)
+{
+    struct err why = {0};
+    struct kern *k = kern_cuda()->open(c, err);
+    if (k != NULL && !persist_open((struct cuda *)k, &why))
+        fprintf(stderr, "gpu-check: %s\n", why.msg);
+    return k;
+}
+
+static const struct {
+    const char *name;
+    struct kern *(*open)(const struct kern_config *c, struct err *err);
+} ways[] = {{"apart", open_apart}, {"overlapped", open_overlapped}, {"one kernel", open_one_kernel}};
+static const char *const in_ways[][2] = {{"smollm2-135m", "Q8_0"}, {"llama3", "Q4_K"}, {"gptoss", "MXFP4"}, {"llama3", "F16"}};
+
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 struct tally {
@@ -40,12 +74,12 @@ static bool begins(struct tally *t)
     return ok;
 }
 
-static void note(struct tally *t, bool ok, const char *preset, const char *type, const struct err *err)
+static void note(struct tally *t, bool ok, const char *preset, const char *type, const char *how, const struct err *err)
 {
     t->run++;
     t->failed += !ok;
     if (!ok)
-        printf("FAILED %s %s: %s\n", preset, type, err->msg);
+        printf("FAILED %s %s%s%s: %s\n", preset, type, *how == '\0' ? "" : ", ", how, err->msg);
     fflush(stdout);
 }
 
@@ -53,7 +87,29 @@ static void run_pair(struct tally *t, const char *preset, const char *type, enum
 {
     struct err err = {0};
     if (begins(t))
-        note(t, pair_run(preset, type, kv, &kern_cpu, t->cuda, &err), preset, type, &err);
+        note(t, pair_run(preset, type, kv, &kern_cpu, t->cuda, &err), preset, type, "", &err);
+}
+
+/* One model as one way does its steps: alone and in company, once and many times. What a race does shows only now and then. */
+static void run_way(struct tally *t, const char *preset, const char *type, const char *name, const struct kern_device *way, int times)
+{
+    static const int rows[] = {1, 5, 40};
+    struct err err = {0};
+    if (begins(t) && way != t->cuda)
+        note(t, pair_run(preset, type, KV_F16, t->cuda, way, &err), preset, type, name, &err);
+    for (int i = 0; i < COUNT(rows); i++)
+        if (begins(t))
+            note(t, pair_run_again(preset, type, rows[i], times, t->cuda, way, &err), preset, type, name, &err);
+}
+
+static void run_ways(struct tally *t, const char *preset, const char *type, int times)
+{
+    run_way(t, preset, type, "again", t->cuda, times);
+    for (int i = 0; i < COUNT(ways); i++) {
+        struct kern_device way = *t->cuda;
+        way.open = ways[i].open;
+        run_way(t, preset, type, ways[i].name, &way, times);
+    }
 }
 
 /* The card's name, or why it cannot be used. */
@@ -61,8 +117,6 @@ static bool describe(const struct kern_device *cuda, char *out, size_t size, str
 {
     struct kern_config c = {.n_layer = 1, .dim = 32, .n_head = 1, .n_kv_head = 1, .head_dim = 32, .n_vocab = 32, .n_ff = 32,
                             .max_rows = 1, .max_logits = 1, .n_pages = 1};
-    if (cuda == NULL)
-        return err_set(err, ERR_DEVICE, "this build has no CUDA engine: nvcc was not found");
     struct kern *k = cuda->open(&c, err);
     if (k == NULL)
         return false;
@@ -77,12 +131,15 @@ static void run_all(struct tally *t, bool quick)
     for (int i = 0; i < COUNT(longs); i++)
         if (begins(t))
             note(t, pair_run_long(longs[i].preset, "Q8_0", longs[i].window, longs[i].kv, &kern_cpu, t->cuda, &err),
-                 longs[i].preset, "long context", &err);
+                 longs[i].preset, "Q8_0", "long context", &err);
     for (int i = 0; i < COUNT(chunked); i++)
         if (begins(t))
-            note(t, pair_run_chunks(chunked[i][0], chunked[i][1], 0, t->cuda, t->cuda, &err), chunked[i][0], "in chunks", &err);
+            note(t, pair_run_chunks(chunked[i][0], chunked[i][1], 0, t->cuda, t->cuda, &err), chunked[i][0],
+                 chunked[i][1], "in chunks", &err);
     for (int i = 0; i < COUNT(pairs); i++)
         run_pair(t, pairs[i][0], pairs[i][1], KV_F16);
+    for (int i = 0; i < COUNT(in_ways); i++)
+        run_ways(t, in_ways[i][0], in_ways[i][1], quick ? 50 : 200);
     for (int i = 0; i < COUNT(presets); i++) {
         for (int type = quick ? i : 0; type < QTYPE_N; type += quick ? COUNT(presets) : 1)
             run_pair(t, presets[i], qtype_name((enum qtype)type), (enum kv_type)(type % KV_TYPE_N));
@@ -106,11 +163,13 @@ int main(int argc, char **argv)
     }
     t.seconds = strcmp(how, "--quick") == 0 ? QUICK_SECONDS : FULL_SECONDS;
     printf("gpu-check: %s\n", card);
-    if (strcmp(how, "--small") == 0)
+    if (strcmp(how, "--small") == 0) {
         for (int i = 0; i < COUNT(small); i++)
             run_pair(&t, small[i][0], small[i][1], KV_F16);
-    else
+        run_ways(&t, "smollm2", "Q8_0", 3);
+    } else {
         run_all(&t, strcmp(how, "--quick") == 0);
+    }
     printf("gpu-check: %d models, %d failed, %d not run for want of time\n", t.run, t.failed, t.left);
     return t.failed == 0 ? 0 : 1;
 }

@@ -34,6 +34,11 @@ bool pair_step(struct pair *p, const struct row *rows, int n, struct err *err);
 bool pair_run_chunks(const char *preset, const char *type, int n_ff, const struct kern_device *want, const struct kern_device *got,
                      struct err *err);
 
+/* The same step of n sequences' single rows, of which the first has several splits behind it, many times on got: the bytes
+ * that want gives once. What only sometimes goes wrong. */
+bool pair_run_again(const char *preset, const char *type, int n, int times, const struct kern_device *want,
+                    const struct kern_device *got, struct err *err);
+
 /* A model through a prompt of 18 rows, a mixed step of two sequences, and one row alone three times. */
 bool pair_run(const char *preset, const char *type, enum kv_type kv, const struct kern_device *want,
               const struct kern_device *got, struct err *err);

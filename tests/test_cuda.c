@@ -44,7 +44,6 @@ START_TEST(one_row)
     spec.dim = half ? 1056 : spec.dim;
     emu_card()->n_sm = n_sm[_i % 3];
     ck_assert_msg(pair_open(&p, &spec, o, half ? &apart : &kern_ref, kern_cuda(), &err), "%s", err.msg);
-    p.tolerance = 0;
     pair_pages(&p, 1, 1);
     for (int pos = 0; pos < STEPS; pos++) {
         struct row row = pair_row(0, pos, 0);
@@ -248,7 +247,6 @@ static void run_persistent(const char *preset, const char *type, enum kv_type kv
     static struct row rows[FIRST];
     spec.n_layer = spec.n_layer > n_layer ? n_layer : spec.n_layer;
     ck_assert_msg(pair_open(&p, &spec, o, half ? kern_cuda() : &kern_ref, persistent(), &err), "%s", err.msg);
-    p.tolerance = 0;
     pair_pages(&p, 2, 5);
     for (int i = 0; i < n_first; i++) {
         rows[i] = pair_row(0, i, 0);
