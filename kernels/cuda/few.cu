@@ -100,20 +100,6 @@ __device__ static void copy_columns(const struct product &p, const struct few_sh
         copy_async(to + c * terms_pitch<T>::units, q + from[c] / COL_UNITS * col_units<T>::row);
 }
 
-/* The terms that another lane of the warp has; scales of blocks of 256 are the same in all. */
-template <int T> __device__ static struct row_terms from_lane(const struct row_terms &mine, int lane)
-{
-    constexpr struct layout l = layout_of(T);
-    struct row_terms t = mine;
-#pragma unroll
-    for (int i = 0; i < 1 + l.halves; i++)
-        t.scale[i] = __shfl_sync(ALL_LANES, mine.scale[i], lane);
-#pragma unroll
-    for (int i = 0; i < l.mins; i++)
-        t.min[i] = __shfl_sync(ALL_LANES, mine.min[i], lane);
-    return t;
-}
-
 /* A warp's weights of a segment as the instruction wants them. */
 template <int T> struct decoded {
     uint32_t a[SEGMENT_BLOCKS][4];

@@ -21,6 +21,20 @@ template <int T> __device__ inline struct row_terms row_terms_of(const struct he
     return {t.d, {(float)t.scale[0], (float)t.scale[1]}, {t.min[0], t.min[1]}};
 }
 
+/* The terms that another lane of the warp has; scales of blocks of 256 are the same in all. */
+template <int T> __device__ inline struct row_terms from_lane(const struct row_terms &mine, int lane)
+{
+    constexpr struct layout l = layout_of(T);
+    struct row_terms t = mine;
+#pragma unroll
+    for (int i = 0; i < 1 + l.halves; i++)
+        t.scale[i] = __shfl_sync(ALL_LANES, mine.scale[i], lane);
+#pragma unroll
+    for (int i = 0; i < l.mins; i++)
+        t.min[i] = __shfl_sync(ALL_LANES, mine.min[i], lane);
+    return t;
+}
+
 /* A column's terms of a segment in 16-byte units: scales, then what minimums are multiplied by; with two minimums as struct
  * act_scale. */
 template <int T> struct col_units {

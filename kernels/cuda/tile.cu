@@ -74,13 +74,20 @@ __device__ inline void sum_stage(const uint4 *stage, int s, int row_tile, int fi
     int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const uint4 *cols = stage + at::cols + (first_group * 8 + lane / 16 * 8 + lane % 8) * COL_PITCH + lane / 8 % 2;
     const uint32_t *terms = (const uint32_t *)(stage + at::terms + (first_group * 8 + 2 * t) * col_units<T>::n);
+    /* Lane t unpacks block t's terms for its four. For two scales a block there are no registers, and one alone is quickly
+     * unpacked. */
+    constexpr bool share = is_super(T) && !layout_of(T).halves;
     struct head head[FRAGMENTS][2];
+    struct row_terms mine[FRAGMENTS][2];
 #pragma unroll
     for (int m = 0; m < FRAGMENTS; m++)
 #pragma unroll
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < 2; i++) {
             head[m][i] = load_head<T>((const uint32_t *)(stage + at::heads + (row_tile + 2 * m + i) * at::head_units) +
                                           g * layout_of(T).head_words, s % 2);
+            if constexpr (share)
+                mine[m][i] = row_terms_of<T>(head[m][i], t);
+        }
 #pragma unroll
     for (int j = 0; j < SEGMENT_BLOCKS; j++) {
         if (!WHOLE && j >= n_block)
@@ -98,7 +105,10 @@ __device__ inline void sum_stage(const uint4 *stage, int s, int row_tile, int fi
                 codes<T>(codes_at, j, t, &lo, &hi);
                 a[m][i] = without_offset<T>(lo);
                 a[m][2 + i] = without_offset<T>(hi);
-                w[m][i] = row_terms_of<T>(head[m][i], j);
+                if constexpr (share)
+                    w[m][i] = from_lane<T>(mine[m][i], 4 * g + j);
+                else
+                    w[m][i] = row_terms_of<T>(head[m][i], j);
             }
         uint32_t b[4]; /* of two groups */
 #pragma unroll
