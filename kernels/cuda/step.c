@@ -295,10 +295,10 @@ static void normed_product(struct cuda *k, const struct output *o, int n, bool h
 
 /* ---- phases ---- */
 
-/* What they launch is in a graph already, or in a program. */
+/* What they launch is in a graph already, or in a program; or the card has failed: what kernels would read may not be there. */
 static bool is_made(const struct cuda *k)
 {
-    return k->mode == STEP_REPLAY || k->mode == STEP_RERUN;
+    return k->mode == STEP_REPLAY || k->mode == STEP_RERUN || k->failed != cudaSuccess;
 }
 
 void cuda_embed(struct kern *kern, const struct mat *table)
