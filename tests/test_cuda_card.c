@@ -40,6 +40,10 @@ START_TEST(cards_that_cannot_be_used)
     card->n_devices = 1;
     card->capability = 70;
     open_fails("compute capability 7.0, needed is 7.5 or later");
+    card->capability = 89;
+    card->code = cudaErrorUnsupportedPtxVersion;
+    open_fails("compute capability 8.9, and no code of this build runs there: the provided PTX was compiled with an unsupported "
+               "toolchain.; build with CUDA_ARCHS=89");
 }
 END_TEST
 

@@ -59,14 +59,18 @@ static bool choose_card(struct cuda *k, struct err *err)
     k->capability = prop.major * 10 + prop.minor;
     k->n_sm = prop.multiProcessorCount;
     k->shared_most = (int)prop.sharedMemPerBlockOptin;
-    k->code = tile_code();
-    k->can_overlap = k->code >= CODE_OVERLAP && driver >= OVERLAP_CUDA && CUDART_VERSION >= OVERLAP_CUDA;
     snprintf(k->name, sizeof k->name, "%.200s", prop.name);
-    if (k->code >= CODE_TILE && (!half_open() || !few_open(k) || !one_open(k)))
-        return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", index, k->name, cudaGetErrorString(cudaGetLastError()));
     if (k->capability < MIN_CAPABILITY)
         return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, needed is %d.%d or later", index,
                        k->name, prop.major, prop.minor, MIN_CAPABILITY / 10, MIN_CAPABILITY % 10);
+    k->code = tile_code();
+    if (k->code == 0) /* no machine code for it, and PTX that is not there or newer than the driver */
+        return err_set(err, ERR_DEVICE, "device cuda:%d (%s): compute capability %d.%d, and no code of this build runs there: %s; "
+                       "build with CUDA_ARCHS=%d", index, k->name, prop.major, prop.minor, cudaGetErrorString(cudaGetLastError()),
+                       k->capability);
+    k->can_overlap = k->code >= CODE_OVERLAP && driver >= OVERLAP_CUDA && CUDART_VERSION >= OVERLAP_CUDA;
+    if (k->code >= CODE_TILE && (!half_open() || !few_open(k) || !one_open(k)))
+        return err_set(err, ERR_DEVICE, "device cuda:%d (%s): %s", index, k->name, cudaGetErrorString(cudaGetLastError()));
     return true;
 }
 

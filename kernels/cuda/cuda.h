@@ -252,7 +252,7 @@ bool one_suits(const struct cuda *k, enum qtype type, const struct one *o);
 bool one_open(const struct cuda *k);
 bool half_open(void);   /* takes the shared memory that its kernels need */
 bool few_open(const struct cuda *k);
-int tile_code(void);    /* what the kernels that run here were compiled for: 90 = sm_90 */
+int tile_code(void);    /* what the kernels that run here were compiled for: 90 = sm_90; 0: none does */
 
 /* row.cu */
 struct norm_args {

@@ -15,6 +15,7 @@ struct emu_card {
     int probe;              /* the cudaError_t that cudaGetDeviceCount answers */
     int driver;             /* 13000; 0 = none */
     int capability;         /* 90 */
+    int code;               /* the cudaError_t that asking for a kernel's attributes answers */
     int n_sm;               /* 4 */
     int shared;             /* bytes of shared memory that a block can have: 99 KB */
     size_t memory;          /* bytes in all */

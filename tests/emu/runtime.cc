@@ -29,7 +29,7 @@ struct emu_event {
 enum { PAGE = 4096 };
 
 static struct {
-    struct emu_card card = {1, cudaSuccess, 13000, 90, 4, 99 * 1024, (size_t)4 << 30, 1, 0, 0, false, 4};
+    struct emu_card card = {1, cudaSuccess, 13000, 90, cudaSuccess, 4, 99 * 1024, (size_t)4 << 30, 1, 0, 0, false, 4};
     std::map<void *, size_t> allocated;
     std::vector<std::unique_ptr<emu_stream>> destroyed;
     size_t taken = 0;
@@ -73,6 +73,10 @@ static bool read_environment(void)
             emu.card.driver = (int)value;
         else if (strcmp(name, "capability") == 0)
             emu.card.capability = (int)value;
+        else if (strcmp(name, "n_sm") == 0)
+            emu.card.n_sm = (int)value;
+        else if (strcmp(name, "shared") == 0)
+            emu.card.shared = (int)value;
         else if (strcmp(name, "memory") == 0)
             emu.card.memory = (size_t)value;
         else if (strcmp(name, "fail_launch") == 0)
@@ -214,6 +218,7 @@ const char *cudaGetErrorString(cudaError_t e)
 {
     switch (e) {
     case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorUnsupportedPtxVersion: return "the provided PTX was compiled with an unsupported toolchain.";
     case cudaErrorCooperativeLaunchTooLarge: return "too many blocks in cooperative launch";
     case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     default: return "an error of the emulated card";
@@ -299,7 +304,7 @@ cudaError_t cudaMemsetAsync(void *p, int byte, size_t bytes, cudaStream_t s)
 cudaError_t emu_attributes(struct cudaFuncAttributes *a)
 {
     a->ptxVersion = emu.card.capability;
-    return cudaSuccess;
+    return remember((cudaError_t)emu.card.code);
 }
 
 /* ---- streams and events ---- */
