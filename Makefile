@@ -133,7 +133,7 @@ $(EMU_CXX)/%.o: % Makefile
 	$(CXX) -std=gnu++17 $(EMUFLAGS) -MMD -MP -c -o $@ -x c++ $<
 EMUTESTS := test_cuda test_cuda_card test_cuda_draw
 $(EMUTESTS:%=$(OBJ)/tests/%.o): CFLAGS += -Itests/emu
-$(EMUTESTS:%=$(BIN)/%): $(BIN)/%: $(OBJ)/tests/%.o $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/libcore.a
+$(EMUTESTS:%=$(BIN)/%): $(BIN)/%: $(OBJ)/tests/%.o $(call emu_objs,bench/gpu_probe.cu) $(EMUOBJS) $(OBJ)/libtest.a $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(TESTLIBS) -lm -lstdc++
 # The worker on the shim, for test_daemon_cuda.
 $(BIN)/inferd-emu: $(OBJ)/daemon/main.o $(EMUOBJS) $(ARCHIVES)
@@ -152,8 +152,8 @@ check-style:
 	scripts/check-style
 # On a machine with a card: the device against the reference, and its speeds into bench/results/. They need the toolkit alone.
 GPUOBJS := $(call objs,tests/pair.c $(wildcard tests/tiny*.c) tests/ggufw.c)
-GPUCHECK := bench/gpu_check.c
-GPUBENCH := $(filter-out $(GPUCHECK),$(wildcard bench/gpu_*.c)) bench/gpu_kernels.cu
+GPUCHECK := bench/gpu_check.c bench/gpu_probe.cu
+GPUBENCH := $(filter-out bench/gpu_check.c,$(wildcard bench/gpu_*.c)) bench/gpu_kernels.cu
 $(BIN)/gpu-check: $(call objs,$(GPUCHECK))
 $(BIN)/gpu-bench: $(call objs,$(GPUBENCH))
 $(BIN)/gpu-check $(BIN)/gpu-bench: $(GPUOBJS) $(OBJ)/libcore.a
@@ -163,7 +163,7 @@ $(EMU)/gpu-bench: $(call emu_objs,$(GPUBENCH))
 $(EMU)/gpu-check $(EMU)/gpu-bench: $(EMUOBJS) $(GPUOBJS) $(OBJ)/libcore.a
 	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(OBJ)/libcore.a -lm -lstdc++
 $(call objs,$(GPUCHECK) $(GPUBENCH)): CFLAGS += -isystem $(CUDA_HOME)/include
-$(OBJ)/bench/gpu_kernels.o: bench/gpu_kernels.cu
+$(OBJ)/bench/%.o: bench/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 gpu-check:

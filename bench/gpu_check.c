@@ -1,8 +1,8 @@
 /* gpu-check: the CUDA device against the CPU engine on the card that is there, byte for byte (F16 and BF16 near, and the same
- * in any company): every tiny family with every weight type, mixtures, long contexts, published shapes. Needs the CUDA
- * toolkit and a compiler, nothing else. --quick: one family a type; --small: a few models, for compute-sanitizer. */
+ * in any company): single instructions first, then every tiny family with every weight type, mixtures, long contexts, published
+ * shapes. Needs the CUDA toolkit and a compiler, nothing else. --quick: one family a type; --small: a few models, for compute-sanitizer. */
 #include "base/clock.h"
-#include "kernels/cuda/cuda.h"
+#include "bench/gpu_probe.h"
 #include "tests/pair.h"
 
 #include <stdio.h>
@@ -112,17 +112,32 @@ static void run_ways(struct tally *t, const char *preset, const char *type, int 
     }
 }
 
-/* The card's name, or why it cannot be used. */
-static bool describe(const struct kern_device *cuda, char *out, size_t size, struct err *err)
+/* A device with nothing but room for weights. */
+static struct cuda *open_plain(size_t bytes, struct err *err)
 {
     struct kern_config c = {.n_layer = 1, .dim = 32, .n_head = 1, .n_kv_head = 1, .head_dim = 32, .n_vocab = 32, .n_ff = 32,
-                            .max_rows = 1, .max_logits = 1, .n_pages = 1};
-    struct kern *k = cuda->open(&c, err);
+                            .max_rows = 1, .max_logits = 1, .n_pages = 1, .weight_bytes = bytes};
+    return (struct cuda *)kern_cuda()->open(&c, err);
+}
+
+/* The card's name, or why it cannot be used. */
+static bool describe(char *out, size_t size, struct err *err)
+{
+    struct cuda *k = open_plain(0, err);
     if (k == NULL)
         return false;
-    cuda->describe(k, out, size);
-    cuda->close(k);
+    kern_cuda()->describe(&k->kern, out, size);
+    kern_cuda()->close(&k->kern);
     return true;
+}
+
+static void run_instructions(struct tally *t)
+{
+    struct err err = {0};
+    struct cuda *k = open_plain(probe_bytes(), &err);
+    note(t, k != NULL && probe_run(k, &err), "instructions", "alone", "", &err);
+    if (k != NULL)
+        kern_cuda()->close(&k->kern);
 }
 
 static void run_all(struct tally *t, bool quick)
@@ -157,12 +172,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: gpu-check [--quick | --small]\n");
         return 64;
     }
-    if (!describe(t.cuda, card, sizeof card, &err)) {
+    if (!describe(card, sizeof card, &err)) {
         fprintf(stderr, "gpu-check: %s\n", err.msg);
         return 69;
     }
     t.seconds = strcmp(how, "--quick") == 0 ? QUICK_SECONDS : FULL_SECONDS;
     printf("gpu-check: %s\n", card);
+    run_instructions(&t);
     if (strcmp(how, "--small") == 0) {
         for (int i = 0; i < COUNT(small); i++)
             run_pair(&t, small[i][0], small[i][1], KV_F16);
@@ -170,6 +186,6 @@ int main(int argc, char **argv)
     } else {
         run_all(&t, strcmp(how, "--quick") == 0);
     }
-    printf("gpu-check: %d models, %d failed, %d not run for want of time\n", t.run, t.failed, t.left);
+    printf("gpu-check: %d tests, %d failed, %d not run for want of time\n", t.run, t.failed, t.left);
     return t.failed == 0 ? 0 : 1;
 }

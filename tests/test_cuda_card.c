@@ -1,5 +1,6 @@
 /* The CUDA device on the host shim (tests/emu/): cards that cannot be used, memory that is planned, and every launch and call
  * that can fail, failing. */
+#include "bench/gpu_probe.h"
 #include "tests/damage.h"
 #include "tests/rig.h"
 #include "tests/shim.h"
@@ -44,6 +45,19 @@ START_TEST(cards_that_cannot_be_used)
     card->code = cudaErrorUnsupportedPtxVersion;
     open_fails("compute capability 8.9, and no code of this build runs there: the provided PTX was compiled with an unsupported "
                "toolchain.; build with CUDA_ARCHS=89");
+}
+END_TEST
+
+/* The shim's operands of the tensor cores are those of the PTX ISA, not only those that the kernels expect. */
+START_TEST(instructions)
+{
+    struct kern_config c = small_config();
+    struct err err = {0};
+    c.weight_bytes = probe_bytes();
+    struct kern *k = kern_cuda()->open(&c, &err);
+    ck_assert_msg(k != NULL, "%s", err.msg);
+    ck_assert_msg(probe_run((struct cuda *)k, &err), "%s", err.msg);
+    kern_cuda()->close(k);
 }
 END_TEST
 
@@ -337,6 +351,7 @@ static Suite *suite(void)
     TCase *card = tcase_create("card");
     tcase_set_timeout(card, 60);
     tcase_add_test(card, cards_that_cannot_be_used);
+    tcase_add_test(card, instructions);
     tcase_add_test(card, index_out_of_range);
     tcase_add_test(card, memory_is_planned);
     tcase_add_test(card, failures_in_service);
