@@ -151,7 +151,7 @@ check-matrix: all $(addprefix $(BIN)/,$(SLOW))
 check-style:
 	scripts/check-style
 # On a machine with a card: the device against the reference, and its speeds into bench/results/. They need the toolkit alone.
-GPUOBJS := $(call objs,tests/pair.c $(wildcard tests/tiny*.c) tests/ggufw.c)
+GPUOBJS := $(call objs,tests/apart.c tests/pair.c $(wildcard tests/tiny*.c) tests/ggufw.c)
 GPUCHECK := bench/gpu_check.c bench/gpu_probe.cu
 GPUBENCH := $(filter-out bench/gpu_check.c,$(wildcard bench/gpu_*.c)) bench/gpu_kernels.cu
 $(BIN)/gpu-check: $(call objs,$(GPUCHECK))

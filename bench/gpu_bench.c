@@ -1,14 +1,16 @@
 /* gpu-bench: speeds of the CUDA device on the card that is there. First what the card itself can do, then generated models of
  * published shapes, loading a file, memory over many steps, and what the fixed order of sums costs. One JSON object a line:
  * "share" is bytes that must be read, times how often a second, over the card's read bandwidth as measured first. Tests that
- * would not end in time are dropped, the largest models first. Needs the CUDA toolkit and a compiler, nothing else. */
+ * would not end in time are dropped, the largest models first. Each model is a process of its own, so that one that fails or
+ * hangs costs its own rows. Needs the CUDA toolkit and a compiler, nothing else. */
 #include "bench/gpu_run.h"
+#include "tests/apart.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPEATS = 5, FULL_SECONDS = 330, QUICK_SECONDS = 100, N_CTX = 4160 };
+enum { REPEATS = 5, FULL_SECONDS = 330, QUICK_SECONDS = 100, N_CTX = 4160, HANG_SECONDS = 60 };
 #define ENOUGH_SECONDS 1.5      /* of one test: no further repetition */
 
 /* ---- what all parts use ---- */
@@ -25,9 +27,9 @@ bool run_allows(struct run *r, double need, const char *what)
     return false;
 }
 
-void run_line(const struct run *r, const char *test)
+void run_line(struct run *r, const char *test)
 {
-    fflush(stdout);
+    r->lines++;
     printf("{\"card\":\"%s\",\"test\":\"%s\",\"at_s\":%.1f", r->card, test, seconds() - r->start);
 }
 
@@ -61,7 +63,7 @@ double run_graph(struct cuda *k, void (*launch)(void *arg, int i), void *arg, in
 
 /* ---- models ---- */
 
-static void model_line(const struct run *r, const struct bench *b, const char *test, int n, int depth, double s, double bytes)
+static void model_line(struct run *r, const struct bench *b, const char *test, int n, int depth, double s, double bytes)
 {
     run_line(r, test);
     printf(",\"model\":\"%s\",\"type\":\"%s\",\"n\":%d,\"depth\":%d,\"overlap\":%d,\"one_kernel\":%d,\"apart\":%d,\"ms\":%.4f,\"tok_s\":%.1f", b->model, b->type, n,
@@ -141,11 +143,13 @@ static bool run_apart(struct run *r, struct bench *b, struct err *err)
 /* The same steps with kernels that start before the one before has ended. */
 static bool run_overlapped(struct run *r, struct bench *b, struct err *err)
 {
-    if (!b->k->can_overlap)
+    if (!b->k->can_overlap || (r->avoid & RISK_OVERLAP))
         return true;
     cuda_graph_close(b->k);
     b->k->overlap = true;
+    r->trying = RISK_OVERLAP;
     bool ok = run_decode(r, b, 1, 16, r->smoke ? 3 : 32, err) && run_decode(r, b, r->smoke ? 2 : 8, 16, r->smoke ? 3 : 16, err);
+    r->trying = ok ? 0 : r->trying;
     b->k->overlap = false;
     cuda_graph_close(b->k);
     return ok;
@@ -155,11 +159,16 @@ static bool run_overlapped(struct run *r, struct bench *b, struct err *err)
 static bool run_one_kernel(struct run *r, struct bench *b, struct err *err)
 {
     struct err why = {0};
+    if (r->avoid & RISK_ONE_KERNEL)
+        return true;
+    r->trying = RISK_ONE_KERNEL;
     if (!persist_open(b->k, &why)) {
+        r->trying = 0;
         fprintf(stderr, "gpu-bench: %s\n", why.msg);
         return true;
     }
     bool ok = run_decode(r, b, 1, 16, r->smoke ? 3 : 32, err);
+    r->trying = ok ? 0 : r->trying;
     persist_close(b->k);
     cuda_graph_close(b->k);
     return ok;
@@ -216,70 +225,134 @@ static bool run_memory(struct run *r, struct err *err)
     return true;
 }
 
-/* ---- the program ---- */
+/* ---- the parts ---- */
 
-/* A model that does not fit this card costs its rows, not the report. */
-static bool dropped(const char *what, const struct err *err)
+struct part {
+    struct run *r;
+    const char *what, *model, *type;
+    bool (*body)(const struct part *p, struct err *err);
+};
+
+static bool measure(const struct part *p, struct err *err)
 {
-    if (err->code != ERR_DEVICE)
-        return false;
-    fprintf(stderr, "gpu-bench: %s dropped: %s\n", what, err->msg);
-    return true;
+    return card_measure(p->r, err);
 }
 
-static bool run_all(struct run *r, struct err *err)
+static bool launches(const struct part *p, struct err *err)
 {
-    bool ok = card_launches(r, err);
-    for (size_t i = 0; ok && i < sizeof models / sizeof *models; i++) {
+    return card_launches(p->r, err);
+}
+
+static bool model(const struct part *p, struct err *err)
+{
+    return run_model(p->r, p->model, p->type, p->r->smoke || strcmp(p->type, "Q8_0") == 0, err);
+}
+
+static bool memory(const struct part *p, struct err *err)
+{
+    return run_memory(p->r, err);
+}
+
+static bool products(const struct part *p, struct err *err)
+{
+    return cost_products(p->r, err);
+}
+
+static bool load(const struct part *p, struct err *err)
+{
+    return card_load(p->r, p->model, p->type, err);
+}
+
+static bool run_body(void *arg)
+{
+    const struct part *p = arg;
+    struct err err = {0};
+    if (p->body(p, &err))
+        return true;
+    p->r->code = err.code;
+    fprintf(stderr, "gpu-bench: %s: %s\n", p->what, err.msg);
+    return false;
+}
+
+/* A part that fails, or a model that does not fit this card, costs its rows, not the report. */
+static bool run_part(struct part p)
+{
+    struct run *r = p.r;
+    char why[64];
+    r->code = ERR_INTERNAL;
+    r->trying = 0;
+    if (apart_run(run_body, &p, &r->lines, HANG_SECONDS, why))
+        return true;
+    if (why[0] != 0)
+        fprintf(stderr, "gpu-bench: %s: %s\n", p.what, why);
+    bool failed = why[0] != 0 || r->code != ERR_DEVICE;
+    r->avoid |= r->trying;
+    r->n_failed += failed;
+    r->n_dropped += !failed;
+    run_line(r, failed ? "failed" : "dropped");
+    printf(",\"what\":\"%s\"}\n", p.what);
+    return false;
+}
+
+static void run_all(struct run *r)
+{
+    (void)run_part((struct part){r, "launches", NULL, NULL, launches});
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char what[64];
         snprintf(what, sizeof what, "%s %s", models[i].model, models[i].type);
         /* measured nothing yet: opening and twenty tests take about this long where a third of the bandwidth is reached */
         if ((!r->quick || models[i].quick) && run_allows(r, 4 + 0.6 * models[i].gb, what))
-            ok = run_model(r, models[i].model, models[i].type, strcmp(models[i].type, "Q8_0") == 0, err) || dropped(what, err);
+            (void)run_part((struct part){r, what, models[i].model, models[i].type, model});
     }
-    ok = ok && (!run_allows(r, 10, "memory over many steps") || run_memory(r, err));
-    ok = ok && cost_products(r, err);
-    ok = ok && (!run_allows(r, 12, "loading a file") || card_load(r, "llama-3.2-1b", "Q8_0", err));
-    return ok && (r->quick || !run_allows(r, 25, "loading a file of 4.7 GB") || card_load(r, "llama-3-8b", "Q4_0", err));
+    if (run_allows(r, 10, "memory over many steps"))
+        (void)run_part((struct part){r, "memory over many steps", NULL, NULL, memory});
+    (void)run_part((struct part){r, "what the fixed order costs", NULL, NULL, products});
+    if (run_allows(r, 12, "loading a file"))
+        (void)run_part((struct part){r, "loading a file", "llama-3.2-1b", "Q8_0", load});
+    if (!r->quick && run_allows(r, 25, "loading a file of 4.7 GB"))
+        (void)run_part((struct part){r, "loading a file of 4.7 GB", "llama-3-8b", "Q4_0", load});
 }
 
-static bool run_smoke(struct run *r, const char *model, const char *type, struct err *err)
+static void run_smoke(struct run *r, const char *name, const char *type)
 {
-    return card_launches(r, err) && run_model(r, model, type, true, err) && run_memory(r, err) && card_load(r, model, type, err) &&
-           cost_products(r, err);
+    (void)(run_part((struct part){r, "launches", NULL, NULL, launches}) && run_part((struct part){r, name, name, type, model}) &&
+           run_part((struct part){r, "memory", NULL, NULL, memory}) && run_part((struct part){r, "loading", name, type, load}) &&
+           run_part((struct part){r, "order", NULL, NULL, products}));
 }
 
 int main(int argc, char **argv)
 {
-    struct run r = {.limit = FULL_SECONDS};
-    struct err err = {0};
-    const char *model = NULL, *type = NULL;
+    struct run *r = apart_shared(sizeof *r);
+    const char *name = NULL, *type = NULL;
+    if (r == NULL) {
+        fprintf(stderr, "gpu-bench: no memory\n");
+        return 69;
+    }
+    r->limit = FULL_SECONDS;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--quick") == 0) {
-            r.quick = true;
-            r.limit = QUICK_SECONDS;
+            r->quick = true;
+            r->limit = QUICK_SECONDS;
         } else if (strcmp(argv[i], "--smoke") == 0) {
-            r.smoke = true;
+            r->smoke = true;
         } else if (i + 1 < argc && argv[i][0] != '-') {
-            model = argv[i];
+            name = argv[i];
             type = argv[++i];
         } else {
             fprintf(stderr, "usage: gpu-bench [--quick] [--smoke] [MODEL TYPE]\n");
             return 64;
         }
     }
-    r.start = seconds();
-    bool ok = card_measure(&r, &err);
-    if (ok && r.smoke)
-        ok = run_smoke(&r, model != NULL ? model : "smollm2", type != NULL ? type : "Q4_0", &err);
-    else if (ok && model != NULL)
-        ok = run_model(&r, model, type, true, &err);
-    else if (ok)
-        ok = run_all(&r, &err);
-    fflush(stdout);
-    if (!ok)
-        fprintf(stderr, "gpu-bench: %s\n", err.msg);
+    (void)setvbuf(stdout, NULL, _IOLBF, 0); /* a part that is killed leaves whole lines */
+    r->start = seconds();
+    if (!run_part((struct part){r, "the card", NULL, NULL, measure}))
+        return r->code == ERR_DEVICE ? 69 : 1;
+    if (r->smoke)
+        run_smoke(r, name != NULL ? name : "smollm2", type != NULL ? type : "Q4_0");
+    else if (name != NULL)
+        (void)run_part((struct part){r, name, name, type, model});
     else
-        fprintf(stderr, "gpu-bench: %.0f s, %d tests dropped\n", seconds() - r.start, r.n_dropped);
-    return ok ? 0 : err.code == ERR_DEVICE ? 69 : 1;
+        run_all(r);
+    fprintf(stderr, "gpu-bench: %.0f s, %d tests dropped, %d failed\n", seconds() - r->start, r->n_dropped, r->n_failed);
+    return r->n_failed == 0 ? 0 : 1;
 }
