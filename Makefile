@@ -43,7 +43,7 @@ kernel_flags    = $(if $(SAN),-O1,-O3) -fno-var-tracking $(if $(isa_of),$(isa_of
 # of this machine, else sm_90; "all" for packages), and PTX of the lowest so that any other card from sm_75 on can run it.
 NVCC       ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA       := $(if $(NVCC),$(if $(filter release,$(CONFIG)),yes))
-CUDA_HOME  := $(if $(NVCC),$(abspath $(dir $(NVCC))..))
+CUDA_HOME  := $(if $(NVCC),$(abspath $(dir $(realpath $(shell command -v $(NVCC))))..))
 CUDA_FOUND := $(if $(CUDA),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -xE '[0-9]+' | sort -u))
 CUDA_ARCHS ?= $(or $(CUDA_FOUND),90)
 CUDA_PTX   ?= 75

@@ -5,7 +5,7 @@
 
 #include <stdio.h>
 
-enum { MAX_SPLIT = 8, COLD_BYTES = 192 << 20, MAX_COPIES = 64, LAUNCHES = 24 };
+enum { MAX_SPLIT = 8, COLD_BYTES = 192 << 20 /* more than any card's cache */, LAUNCHES = 24 };
 
 struct shape {
     const char *of;
@@ -58,8 +58,7 @@ static bool cost_shape(struct run *r, struct cuda *k, const struct shape *s, enu
 {
     static const int columns[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
     struct trial t = {.k = k, .type = type, .rows = s->rows, .bytes = cuda_mat_bytes(type, s->rows, s->cols, 1)};
-    size_t copies = r->smoke ? 1 : COLD_BYTES / t.bytes + 1;
-    t.copies = copies < MAX_COPIES ? (int)copies : MAX_COPIES;
+    t.copies = r->smoke ? 1 : (int)(COLD_BYTES / t.bytes) + 1;
     t.data = k->mat_at;
     t.parts = (float *)(void *)(k->mat_at + (size_t)(t.copies + 1) * t.bytes); /* uneven parts read past the last copy */
     t.out = t.parts + (size_t)MAX_SPLIT * (size_t)s->rows * MAX_ROWS;

@@ -126,7 +126,12 @@ bool bench_open(struct bench *b, const char *model, const char *type, int n_ctx,
         for (int i = 0; i < BATCH_PAGES && i < b->stride; i++)
             b->pages[seq * b->stride + i] = b->stride + (seq - 1) * BATCH_PAGES + i;
     make_weights(b, &s, t);
-    return make_norms(b, err);
+    if (!make_norms(b, err))
+        return false;
+    /* Decoding at a depth reads positions that no step wrote: zeros, not the NaNs that may lie there. */
+    (void)cudaMemsetAsync(b->k->kv.data, 0, kern_cuda()->page_bytes(&b->cfg) * (size_t)b->cfg.n_pages, b->k->stream);
+    CU_NOTE(b->k, "cache");
+    return true;
 }
 
 void bench_close(struct bench *b)
