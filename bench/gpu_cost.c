@@ -120,7 +120,8 @@ static void attend(void *arg, int i)
     const struct attention *t = arg;
     struct act out = t->b->k->attn;
     out.f16 = out.bf16 = NULL;
-    launch_attn(t->b->k, &t->p, i % t->b->cfg.n_layer, &out);
+    struct layer l = {.index = i % t->b->cfg.n_layer, .attn = t->p};
+    launch_attn(t->b->k, &l, &out);
 }
 
 /* Seconds of attention of one layer for these rows; -1: the card failed. */
@@ -148,7 +149,7 @@ static double time_freely(struct run *r, struct bench *b, int n, int depth, int 
 }
 
 /* One sequence's rows read one cache, as in a prompt; n = 1 is decoding. */
-bool cost_attention(struct run *r, struct bench *b, struct err *err)
+static bool cost_depths(struct run *r, struct bench *b, struct err *err)
 {
     static const int depths[] = {64, 512, 2048, 4096}, columns[] = {1, 4, 16, 64, 256}, keys[] = {64, 128};
     for (size_t i = 0; i < sizeof depths / sizeof *depths; i++)
@@ -177,4 +178,14 @@ bool cost_attention(struct run *r, struct bench *b, struct err *err)
                    kv / t * 1e-9, kv / t * 1e-9 / r->read_gb_s, 4.0 * b->cfg.n_head * b->cfg.head_dim * depth * n / t * 1e-12);
         }
     return true;
+}
+
+/* Attention and merge alone, without the heads before them. */
+bool cost_attention(struct run *r, struct bench *b, struct err *err)
+{
+    bool fuse = b->k->fuse;
+    b->k->fuse = false;
+    bool ok = cost_depths(r, b, err);
+    b->k->fuse = fuse;
+    return ok;
 }

@@ -6,13 +6,22 @@
 
 enum { ATTN_THREADS = NUM_SPLIT, TILES = NUM_SPLIT / NUM_TILE };
 
+/* A layer's attention, for all its kernels. */
 struct attn_args {
-    const float *q;
+    float *q;                   /* of the product, or as heads left them */
+    const float *k, *v;         /* of the product */
+    const float *q_norm, *k_norm, *sinks;   /* NULL: none */
     float *part_o, *part_ml;
+    uint32_t *arrivals;
     struct dev_step step;
     struct kv_cache kv;
+    struct act out;
     int layer, n_head, window, n_part, passes;  /* passes: groups of G heads a KV head has */
-    bool all;                                   /* a block runs through all splits of its rows */
+    int n_rope, rope_set, n_rot;
+    float eps, attn_scale;
+    bool neox;
+    bool all;                   /* a block runs through all splits of its rows */
+    bool whole;                 /* it makes the heads it needs itself, and the last of a row's splits merges them */
 };
 
 /* Keys that position pos sees: first..pos. */

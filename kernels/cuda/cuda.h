@@ -100,7 +100,8 @@ struct kv_cache {
     int n_layer, n_kv_head, head_dim, dims;
 };
 
-enum { SPLIT_SLOTS = 512, MAX_GRAPHS = 32 };
+/* Attention of up to ATTN_WHOLE_ROWS rows can be one launch. */
+enum { SPLIT_SLOTS = 512, ATTN_WHOLE_ROWS = 64, MAX_GRAPHS = 32 };
 
 /* A class of steps, and its graph once it was captured (graph.c). */
 struct graph_slot {
@@ -132,7 +133,8 @@ struct cuda {
     int code;               /* what the code that runs was compiled for, see CODE_* */
     bool overlap;           /* kernels start before the one before has ended (gpu-bench measures it; off else) */
     bool can_overlap;       /* also inside a graph */
-    bool fuse;              /* one row's norms and gates inside its products (gpu-bench measures both; on else) */
+    bool fuse;              /* one row's norms and gates inside its products, few rows' heads and merge inside attention (gpu-bench
+                             * measures both; on else) */
     int n_sm;               /* multiprocessors */
     int shared_most;        /* bytes of shared memory that a block can have */
     cudaStream_t stream;
@@ -164,6 +166,8 @@ struct cuda {
     float *expert_w;
     float *part_o, *part_ml;    /* (slots, n_head, head_dim), (slots, n_head, 2): attention's splits */
     int n_part;             /* slots of it */
+    size_t arrival_bytes;
+    uint32_t *arrivals;     /* (ATTN_WHOLE_ROWS, n_head): splits of a row's head that are done; 0 between launches */
     float *logits;          /* (max_logits, n_vocab) */
     float *host_logits;     /* the same, pinned */
     int32_t *token, *host_token;    /* (max_logits): tokens drawn; the same, pinned */
@@ -214,7 +218,7 @@ void cuda_graph_close(struct cuda *k);
 
 /* persist.cu. Off until persist_open, after open, says true; false: why not, and all stays as it was. While a step is recorded
  * (STEP_RECORD) launchers add an operation instead: nx x ny blocks of 256 threads. */
-size_t persist_bytes(const struct kern_config *c);  /* of a program at most, 140 KB for 32 layers: part of every plan */
+size_t persist_bytes(const struct kern_config *c);  /* of a program at most, 190 KB for 32 layers: part of every plan */
 bool persist_open(struct cuda *k, struct err *err);
 void persist_close(struct cuda *k);
 enum step_mode persist_begin(struct cuda *k);
@@ -265,7 +269,6 @@ struct norm_args {
     struct act out;
 };
 void launch_norm(struct cuda *k, const struct norm_args *a);
-void launch_heads(struct cuda *k, const struct attn_in_params *p, int layer);
 void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out);
 void launch_choose(struct cuda *k);
 void launch_group(struct cuda *k, int n_slot, int n_group); /* the chosen slots by expert: order and group */
@@ -278,11 +281,13 @@ void launch_angles(struct cuda *k);
 void launch_draw(struct cuda *k);
 bool draw_usable(int n_vocab);
 
-/* attn.cu, and flash.cu for prompts: rows that one block takes (0: the heads are not for it). */
+/* attn.cu, and flash.cu for prompts: rows that one block takes (0: the heads are not for it). Where attention makes its heads
+ * itself, launch_heads does nothing. */
 struct attn_args;
+void launch_heads(struct cuda *k, const struct layer *l);
+void launch_attn(struct cuda *k, const struct layer *l, const struct act *out);
 void launch_flash(struct cuda *k, const struct attn_args *a);
 void persist_attn(struct cuda *k, const struct attn_args *a, int splits);
 int flash_rows(const struct kern_config *c);
-void launch_attn(struct cuda *k, const struct attn_params *p, int layer, const struct act *out);
 
 #endif

@@ -79,6 +79,14 @@ __device__ inline void grid_barrier(uint32_t *arrivals, uint32_t until)
     __syncthreads();
 }
 
+/* Counts up to n, then from 0 again: true for the last of n. What the others wrote before, it sees after. */
+__device__ inline bool arrives_last(uint32_t *arrivals, uint32_t n)
+{
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(arrivals), "r"(n - 1) : "memory");
+    return before == n - 1;
+}
+
 __device__ inline void prefetch_l2(const void *p)
 {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
@@ -207,14 +215,19 @@ __device__ inline int32_t half_warp_sum(int32_t x)
     return x;
 }
 
-/* num_tree64 over 64 threads that begin a warp; `s` holds 64 floats in shared memory, written before a barrier. The first
- * warp calls it; the result is in its lane 0. */
-__device__ inline float warp_tree64(const float *s, int lane)
+/* num_tree64 over the values of a warp's lanes and 32 more, lane i's being the i-th and the (i + 32)-th; in lane 0. */
+__device__ inline float warp_tree64(float v, float more)
 {
-    float v = s[lane] + s[lane + WARP];
+    v = v + more;
     for (int stride = WARP / 2; stride > 0; stride /= 2)
         v += __shfl_down_sync(ALL_LANES, v, stride);
     return v;
+}
+
+/* The same over 64 floats in shared memory, written before a barrier. */
+__device__ inline float warp_tree64(const float *s, int lane)
+{
+    return warp_tree64(s[lane], s[lane + WARP]);
 }
 
 #endif

@@ -1,5 +1,5 @@
 /* Steps of few rows that all want logits as CUDA graphs (prompts seldom come twice): launching one graph costs about as much
- * as launching one kernel, and a step has ten kernels a layer. Launches depend on the step only by its rows, whether tokens
+ * as launching one kernel, and a step has five to ten kernels a layer. Launches depend on the step only by its rows, whether tokens
  * are drawn, and the splits its longest context has (rounded up to a power of two); all else is read from device memory. The
  * first step of such a class runs plainly (which loads its kernels), the second is captured, later ones replay it. */
 #include "kernels/cuda/cuda.h"

@@ -135,6 +135,7 @@ static bool begin_upload(struct cuda *k, struct err *err)
         return err_set(err, ERR_SYSTEM, "cannot start the threads that read the weights");
     u->slot_bytes = slot_bytes(k);
     cudaError_t e = cudaMemsetAsync(k->damaged, 0, sizeof *k->damaged, k->stream);
+    e = e == cudaSuccess ? cudaMemsetAsync(k->arrivals, 0, k->arrival_bytes, k->stream) : e;
     e = e == cudaSuccess ? cudaStreamCreateWithFlags(&u->stream, cudaStreamNonBlocking) : e;
     for (int i = 0; i < RING && e == cudaSuccess; i++) {
         struct slot *s = &u->slot[i];

@@ -38,9 +38,7 @@ struct __align__(16) op {
         struct norm_args norm;
         struct product product;
         struct one one;     /* begins with one */
-        struct heads_args heads;
         struct attn_args attn;
-        struct merge_args merge;
         struct gate_args gate;
         struct choose_args choose;
         struct blend_args blend;
@@ -109,13 +107,25 @@ template <int T> __device__ inline void run_weights(const struct op &o, float4 *
 
 template <enum kv_type KV> __device__ APART void run_heads(const struct op &o, float4 *room)
 {
-    each_block(o, [&](struct block_at b) { heads_block<KV, PERSIST_THREADS>(o.heads, b, (float *)room); });
+    each_block(o, [&](struct block_at b) { heads_block<KV, ATTN_WARPS>(o.attn, b, (float *)room); });
+}
+
+template <enum kv_type KV> __device__ APART void run_make(const struct attn_args &a, const struct own_heads &own)
+{
+    make_heads<KV>(a, own);
+}
+
+__device__ APART static void run_finish(const struct attn_args &a, struct block_at b, int head0, int n, int n_part,
+                                        struct state *run, struct factors *room, bool *is_last)
+{
+    finish_heads(a, b, head0, n, n_part, run, room, is_last);
 }
 
 template <enum kv_type KV, int G> __device__ APART void run_attn(const struct op &o, float4 *room)
 {
     struct attn_shared<G> *shared = (struct attn_shared<G> *)room;
-    each_block(o, [&](struct block_at b) { attn_block<KV, G>(o.attn, b, shared, (float4 *)(shared + 1)); });
+    float4 *more = (float4 *)(shared + 1);
+    each_block(o, [&](struct block_at b) { attn_block<KV, G>(o.attn, b, shared, more, run_make<KV>, run_finish); });
 }
 
 template <enum kv_type KV> __device__ inline void run_cache(const struct op &o, float4 *room)
@@ -140,7 +150,7 @@ __device__ APART static void run_norm(const struct op &o)
 
 __device__ APART static void run_merge(const struct op &o)
 {
-    each_block(o, [&](struct block_at b) { merge_block(o.merge, b); });
+    each_block(o, [&](struct block_at b) { merge_block(o.attn, b); });
 }
 
 __device__ APART static void run_gate(const struct op &o)

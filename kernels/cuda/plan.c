@@ -96,6 +96,9 @@ void cuda_plan(const struct kern_config *c, struct cuda *k, struct cuda_sizes *o
     k->vec_at = base == NULL ? NULL : base + at;
     k->persist.ops = carve(base, &at, persist_bytes(c), 1); /* not on the stage: it may be opened before weights are loaded */
     k->persist.arrivals = carve(base, &at, 1, sizeof *k->persist.arrivals);
+    size_t rows = (size_t)(c->max_rows < ATTN_WHOLE_ROWS ? c->max_rows : ATTN_WHOLE_ROWS);
+    k->arrivals = carve(base, &at, rows * (size_t)c->n_head, sizeof *k->arrivals); /* nor these: the stage is filled with NaNs */
+    k->arrival_bytes = rows * (size_t)c->n_head * sizeof *k->arrivals;
     k->damaged = carve(base, &at, 1, sizeof *k->damaged);
     size_t stage_at = at;
     k->stage = base == NULL ? NULL : base + at;

@@ -1,19 +1,13 @@
 /* Launches of the kernels that work row by row (row.cuh), and slots sorted by expert. */
 #include "kernels/cuda/row.cuh"
 
-enum { GROUP_THREADS = 512, NORM_THREADS = 1024, HEAD_THREADS = 64 };
+enum { GROUP_THREADS = 512, NORM_THREADS = 1024 };
 
 /* ---- kernels ---- */
 
 template <int THREADS> __global__ static void __launch_bounds__(THREADS) k_norm(struct norm_args a)
 {
     norm_block<THREADS>(a, this_block());
-}
-
-template <enum kv_type KV> __global__ static void __launch_bounds__(HEAD_THREADS) k_heads(struct heads_args a)
-{
-    __shared__ float head[HEAD_DIM_MAX];
-    heads_block<KV, HEAD_THREADS>(a, this_block(), head);
 }
 
 __global__ static void __launch_bounds__(ROW_THREADS) k_gate(struct gate_args a)
@@ -116,37 +110,6 @@ extern "C" void launch_norm(struct cuda *k, const struct norm_args *a)
     else
         LAUNCH(k, k_norm<ROW_THREADS>, dim3((unsigned)a->n), dim3(ROW_THREADS), 0, *a);
     CU_NOTE(k, "norm");
-}
-
-extern "C" void launch_heads(struct cuda *k, const struct attn_in_params *p, int layer)
-{
-    const struct kern_config *c = &k->cfg;
-    struct heads_args a = {};
-    a.q = k->q;
-    a.k = k->k;
-    a.v = k->v;
-    a.q_norm = p->q_norm;
-    a.k_norm = p->k_norm;
-    a.step = k->step;
-    a.kv = k->kv;
-    a.layer = layer;
-    a.n_head = c->n_head;
-    a.n_rope = c->n_rope;
-    a.rope_set = p->rope;
-    a.n_rot = c->rope[p->rope].n_rot;
-    a.neox = c->rope[p->rope].neox;
-    a.eps = c->norm_eps;
-    a.attn_scale = c->attn_scale;
-    dim3 grid((unsigned)(c->n_head + 2 * c->n_kv_head), (unsigned)k->n_rows);
-    if (k->mode == STEP_RECORD)
-        persist_add(k, OP_HEADS, c->kv_type, (int)grid.x, (int)grid.y, &a, sizeof a);
-    else if (c->kv_type == KV_F32)
-        LAUNCH(k, k_heads<KV_F32>, grid, dim3(HEAD_THREADS), 0, a);
-    else if (c->kv_type == KV_F16)
-        LAUNCH(k, k_heads<KV_F16>, grid, dim3(HEAD_THREADS), 0, a);
-    else
-        LAUNCH(k, k_heads<KV_Q8_0>, grid, dim3(HEAD_THREADS), 0, a);
-    CU_NOTE(k, "heads");
 }
 
 extern "C" void launch_gate(struct cuda *k, int n_col, int n_ff, const struct act *out)

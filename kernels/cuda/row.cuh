@@ -1,11 +1,10 @@
-/* Bodies of the kernels that work row by row (row.cu, persist.cu): norms, heads after the Q/K/V product, the gate, experts. */
+/* Bodies of the kernels that work row by row (row.cu, persist.cu): norms, the gate, experts. */
 #ifndef KERNELS_CUDA_ROW_CUH
 #define KERNELS_CUDA_ROW_CUH
 
 #include "kernels/cuda/act.cuh"
-#include "kernels/cuda/kv.cuh"
 
-enum { ROW_THREADS = 256, HEAD_DIM_MAX = 512 };
+enum { ROW_THREADS = 256 };
 
 /* 1 / sqrt(mean of squares + eps) of n floats, in the contract's order; the whole block calls it. */
 __device__ inline float norm_scale(const float *x, int n, float eps)
@@ -45,54 +44,6 @@ template <int THREADS> __device__ inline void norm_block(const struct norm_args 
     float scale = norm_scale(x, a.dim, a.eps);
     for (int i = tid; i - tid % WARP < a.dim; i += THREADS)
         store_act(a.out, b.x, i, a.dim, i < a.dim ? x[i] * scale * a.norm[i] : 0);
-}
-
-struct heads_args {
-    float *q, *k, *v;
-    const float *q_norm, *k_norm;
-    struct dev_step step;
-    struct kv_cache kv;
-    int layer, n_head, n_rope, rope_set, n_rot;
-    bool neox;
-    float eps, attn_scale;
-};
-
-/* One block a head of a row, q heads first, then k, then v: norm, rope, scale; k and v go to the cache. */
-template <enum kv_type KV, int THREADS>
-__device__ inline void heads_block(const struct heads_args &a, struct block_at b, float head[HEAD_DIM_MAX])
-{
-    kernel_begin();
-    int tid = (int)threadIdx.x, row = b.y, hd = a.kv.head_dim, h = b.x;
-    bool is_q = h < a.n_head, is_v = h >= a.n_head + a.kv.n_kv_head;
-    int kv_head = is_v ? h - a.n_head - a.kv.n_kv_head : h - a.n_head;
-    float *at = is_q ? a.q + ((size_t)row * (size_t)a.n_head + (size_t)h) * (size_t)hd
-                     : (is_v ? a.v : a.k) + ((size_t)row * (size_t)a.kv.n_kv_head + (size_t)kv_head) * (size_t)hd;
-    for (int i = tid; i < hd; i += THREADS)
-        head[i] = at[i];
-    __syncthreads();
-    const float *w = is_v ? NULL : is_q ? a.q_norm : a.k_norm;
-    if (w != NULL) {
-        float scale = norm_scale(head, hd, a.eps);
-        for (int i = tid; i < hd; i += THREADS)
-            head[i] = head[i] * scale * w[i];
-        __syncthreads();
-    }
-    size_t angle = ((size_t)row * (size_t)a.n_rope + (size_t)a.rope_set) * (size_t)(hd / 2);
-    int half = a.n_rot / 2;
-    for (int i = tid; !is_v && i < half; i += THREADS) {
-        float *x = a.neox ? head + i : head + 2 * i, *y = a.neox ? head + half + i : head + 2 * i + 1;
-        num_rotate(x, y, a.step.cos[angle + (size_t)i], a.step.sin[angle + (size_t)i]);
-    }
-    __syncthreads();
-    if (is_q) {
-        for (int i = tid; i < hd; i += THREADS)
-            at[i] = head[i] * a.attn_scale;
-        return;
-    }
-    int pos = a.step.pos[row], page = a.step.pages[a.step.page_at[row] + pos / NUM_TILE];
-    uint8_t *block = kv_block(a.kv, page, a.layer, is_v, kv_head);
-    for (int i = tid; i - tid % WARP < hd; i += THREADS)
-        kv_store<KV>(a.kv, block, is_v, pos % NUM_TILE, i, i < hd ? head[i] : 0);
 }
 
 __device__ inline float ffn_gated(enum ffn_act act, float gate, float up)

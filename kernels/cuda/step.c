@@ -318,7 +318,7 @@ void cuda_attn_in(struct kern *kern, const struct layer *l)
     const struct attn_in_params *p = &l->attn_in;
     const struct output out[] = {{&p->q, p->q_bias, k->q}, {&p->k, p->k_bias, k->k}, {&p->v, p->v_bias, k->v}};
     normed_product(k, out, 3, p->has_pending, p->pending_norm, p->norm, NULL, k->n_rows);
-    launch_heads(k, p, l->index);
+    launch_heads(k, l);
 }
 
 void cuda_attn(struct kern *kern, const struct layer *l)
@@ -328,7 +328,7 @@ void cuda_attn(struct kern *kern, const struct layer *l)
         return;
     const struct output reader = {&l->attn_out.o, NULL, NULL};
     struct act out = read_by(k, k->attn, &reader, 1);
-    launch_attn(k, &l->attn, l->index, &out);
+    launch_attn(k, l, &out);
 }
 
 void cuda_attn_out(struct kern *kern, const struct layer *l)

@@ -1,4 +1,4 @@
-/* Runs grids: block after block, the lanes of a block as fibers. Blocks of a cooperative launch are all alive at once: in random
+/* Runs grids: block after block in random order, the lanes of a block as fibers. Blocks of a cooperative launch are all alive at once: in random
  * order each runs to the grid's barrier, then the next does (what is static in a kernel is theirs between barriers alone). A lane runs until it waits (barrier, warp exchange) or
  * ends; which lane runs next is drawn from the card's seed, so a missing barrier gives other bytes. Lanes that wait for
  * ones that never come, or at different places, are an error of the kernel: reported with lines, and the test ends. */
@@ -253,11 +253,15 @@ void emu_run_grid(dim3 grid, dim3 block, size_t smem, bool together, const std::
         run_together(grid.x, (int)block.x, smem);
         return;
     }
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
-                start_block(block_of(0), dim3(x, y, z), (int)block.x, smem);
-                if (!run_block(block_of(0)))
-                    emu_fail("a barrier of the grid without a cooperative launch", now->line, 0);
-            }
+    std::vector<unsigned> order(grid.x * grid.y * grid.z);
+    for (unsigned i = 0; i < order.size(); i++) { /* each somewhere among those before it: any order is as likely */
+        unsigned at = (unsigned)(draw() % (i + 1));
+        order[i] = order[at];
+        order[at] = i;
+    }
+    for (unsigned i : order) {
+        start_block(block_of(0), dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y), (int)block.x, smem);
+        if (!run_block(block_of(0)))
+            emu_fail("a barrier of the grid without a cooperative launch", now->line, 0);
+    }
 }

@@ -1,5 +1,5 @@
 /* The device half of the CUDA shim: enough of CUDA's language for g++ to compile kernels/cuda/ as they are. Blocks run one
- * after the other, the lanes of a block as fibers in random order between barriers (block.cc). */
+ * after the other in random order, the lanes of a block as fibers in random order between barriers (block.cc). */
 #ifndef TESTS_EMU_CUDA_RUNTIME_H
 #define TESTS_EMU_CUDA_RUNTIME_H
 
@@ -220,6 +220,12 @@ static inline void kernel_begin(void)
 static inline void grid_barrier(uint32_t *arrivals, uint32_t until, EMU_LINE)
 {
     emu_grid_barrier(arrivals, until, line);
+}
+
+static inline bool arrives_last(uint32_t *arrivals, uint32_t n)
+{
+    *arrivals = *arrivals >= n - 1 ? 0 : *arrivals + 1;
+    return *arrivals == 0;
 }
 
 static inline void prefetch_l2(const void *)
