@@ -30,6 +30,7 @@ static void note_bad(struct reader *r, const struct err *e)
 }
 
 enum { REQUIRED = -1 };
+enum { MAX_EXPERTS_USED = 32 };    /* by a row: a grid of blocks on a card holds 65,535, a step 1,024 rows */
 
 /* Integer key "<arch>.suffix" within [min, max]; def REQUIRED = must be there. */
 static int read_int(struct reader *r, const char *suffix, int min, int max, int def)
@@ -399,9 +400,9 @@ static bool read_shape(struct model *m, struct err *err)
     if (!moe && m->n_expert > 0)
         return err_set(err, ERR_MODEL, "key %s.expert_count: %d, but experts are supported in gpt-oss only", m->arch,
                        m->n_expert);
-    if (moe && (m->n_expert < 1 || m->n_expert_used < 1 || m->n_expert_used > m->n_expert || m->n_expert_used > 64))
-        return err_set(err, ERR_MODEL, "key %s.expert_used_count: %d, allowed 1 to %d", m->arch, m->n_expert_used,
-                       m->n_expert < 64 ? m->n_expert : 64);
+    int most = m->n_expert < MAX_EXPERTS_USED ? m->n_expert : MAX_EXPERTS_USED;
+    if (moe && (m->n_expert < 1 || m->n_expert_used < 1 || m->n_expert_used > most))
+        return err_set(err, ERR_MODEL, "key %s.expert_used_count: %d, allowed 1 to %d", m->arch, m->n_expert_used, most);
     return true;
 }
 

@@ -493,6 +493,14 @@ static void set_first(struct ggufw *w, void *arg)
     t->a = l->first;
 }
 
+/* 64 for each of 1,024 rows were one block more than a grid of a card holds. */
+static void use_many_experts(struct ggufw *w, void *arg)
+{
+    (void)arg;
+    ggufw_u32(w, "gpt-oss.expert_count", 40);
+    ggufw_u32(w, "gpt-oss.expert_used_count", 33);
+}
+
 static void drop_factors(struct ggufw *w, void *arg)
 {
     (void)arg;
@@ -562,6 +570,7 @@ START_TEST(particulars_of_families)
         struct value v = keys[i].v;
         refused(keys[i].preset, "Q8_0", set_value, &v, keys[i].where, keys[i].found, keys[i].expected, NULL);
     }
+    refused("gptoss", "Q8_0", use_many_experts, NULL, "expert_used_count", "33", "allowed 1 to 32", NULL);
     refused("llama3", "Q8_0", add_wrong_bias, "blk.1.attn_q.bias", "blk.1.attn_q.bias", "[100,", "expected [192,", NULL);
     refused("llama3", "Q8_0", add_wrong_bias, "blk.1.attn_output.bias", "blk.1.attn_output.bias", "[100,", "[192,", NULL);
     static const char *const strange[] = {"output.bias", "blk.0.ffn_up.bias", "blk.0.attn_q_norm.weight", "blk.00.attn_q.bias",
