@@ -21,6 +21,9 @@ fetch() {
     # Unpacked aside and then renamed, so that a run that was cut off leaves nothing half-done.
     tmp=$(mktemp -d "$cache/unpack.XXXXXX")
     tar -xzf "$cache/llama_cpp_python-$version.tar.gz" -C "$tmp"
+    # GCC 12 does not know what _tile_loadconfig reads and drops it: on a CPU with AMX every prompt would end in SIGILL.
+    sed -i 's/^    _tile_loadconfig(&tc);/    asm volatile("" : : "r"(\&tc) : "memory");\n&/' \
+        "$tmp/llama_cpp_python-$version/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
     rm -rf "$src"
     mv "$tmp/llama_cpp_python-$version" "$src"
     rmdir "$tmp"
