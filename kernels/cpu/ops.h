@@ -1,6 +1,6 @@
 /* Everything of a layer that is not a product, one table per instruction set: norms, rope, activations, attention tiles.
- * The tables are compiled from one source (ops_body.h) over eight-lane vectors, so they give the same bytes; each comment
- * of numerics.h and docs/numerics.md holds. */
+ * The tables are compiled from one source (ops_body.h) over vectors of eight lanes, or sixteen in attention, so they give the
+ * same bytes; each comment of numerics.h and docs/numerics.md holds. */
 #ifndef KERNELS_CPU_OPS_H
 #define KERNELS_CPU_OPS_H
 
@@ -49,6 +49,6 @@ struct cpu_ops {
 
 const struct cpu_ops *cpu_ops(enum isa isa);    /* ISA_BEST and every level this machine runs; NULL otherwise */
 
-extern const struct cpu_ops cpu_ops_scalar, cpu_ops_avx2;
+extern const struct cpu_ops cpu_ops_scalar, cpu_ops_avx2, cpu_ops_avx512;
 
 #endif

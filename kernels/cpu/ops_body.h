@@ -1,20 +1,15 @@
-/* The source of every cpu_ops table: included once per instruction set after V8 (eight floats) and its operations are
- * defined. Lanes never mix except where the contract says how. */
+/* The source of every cpu_ops table: included once per instruction set after v8 (eight floats), its operations, and the WIDE
+ * lanes of vw with theirs, VW(name), are defined. Lanes never mix except where the contract says how. */
 
-static v8 v8_load_n(const float *p, int n)
-{
-    float t[8] = {0};
-    memcpy(t, p, (size_t)n * sizeof *p);
-    return v8_load(t);
-}
+enum { MOST_QUERIES = 6 };    /* of a block */
 
-/* The sum of 64 lanes kept as eight vectors: strides 32, 16, 8 over vectors, then 4, 2, 1 inside one. */
-static float tree64(v8 s[8])
+/* The sum of 64 lanes: strides 32 and 16, as long as there are vectors 8 over vectors, then the rest inside one. */
+static float tree64(vw s[64 / WIDE])
 {
-    for (int stride = 4; stride > 0; stride /= 2)
+    for (int stride = 32 / WIDE; stride > 0; stride /= 2)
         for (int i = 0; i < stride; i++)
-            s[i] = v8_add(s[i], s[i + stride]);
-    return v8_tree(s[0]);
+            s[i] = VW(add)(s[i], s[i + stride]);
+    return VW(tree)(s[0]);
 }
 
 static inline __attribute__((always_inline)) void prefetch(const void *p, size_t at, const size_t bytes)
@@ -25,18 +20,20 @@ static inline __attribute__((always_inline)) void prefetch(const void *p, size_t
 
 static float norm_scale(const float *x, int n, float eps)
 {
-    v8 s[8];
-    for (int j = 0; j < 8; j++)
-        s[j] = v8_set1(0);
-    int i = 0;
-    for (; i + 64 <= n; i += 64)
-        for (int j = 0; j < 8; j++) {
-            v8 v = v8_load(x + i + 8 * j);
-            s[j] = v8_fma(v, v, s[j]);
+    vw s[64 / WIDE];
+    for (int j = 0; j < 64 / WIDE; j++)
+        s[j] = VW(set1)(0);
+    for (int i = 0; i < n; i += 64) {
+        float t[64];
+        const float *p = x + i;
+        if (n - i < 64) {    /* lanes past the end add exact zeros */
+            memset(t, 0, sizeof t);
+            p = memcpy(t, p, (size_t)(n - i) * sizeof *p);
         }
-    for (int j = 0; i < n; i += 8, j++) {    /* lanes past the end add exact zeros */
-        v8 v = v8_load_n(x + i, n - i < 8 ? n - i : 8);
-        s[j] = v8_fma(v, v, s[j]);
+        for (int j = 0; j < 64 / WIDE; j++) {
+            vw v = VW(load)(p + WIDE * j);
+            s[j] = VW(fma)(v, v, s[j]);
+        }
     }
     return 1.0f / sqrtf(tree64(s) / (float)n + eps);
 }
@@ -136,9 +133,9 @@ static void op_from_f16(const uint16_t *x, float *out, int n)
         v8_store(out + i, v8_load_f16(x + i));
 }
 
-static inline __attribute__((always_inline)) v8 load_kv(bool half, const void *p, size_t i)
+static inline __attribute__((always_inline)) vw load_kv(bool half, const void *p, size_t i)
 {
-    return half ? v8_load_f16((const uint16_t *)p + i) : v8_load((const float *)p + i);
+    return half ? VW(load_f16)((const uint16_t *)p + i) : VW(load)((const float *)p + i);
 }
 
 /* Scores of n queries with the 64 keys of a tile, w vectors of keys at a time: a chain over the head dimension in each lane;
@@ -147,25 +144,25 @@ static inline __attribute__((always_inline)) void scores(const struct tile *t, b
 {
     const int hd = t->head_dim;
     const float *q = t->q + (size_t)first * (size_t)hd;
-    for (int j0 = 0; j0 < NUM_TILE; j0 += 8 * w) {
-        v8 a[4][8];
+    for (int j0 = 0; j0 < NUM_TILE; j0 += WIDE * w) {
+        vw a[MOST_QUERIES][8];
         for (int i = 0; i < n; i++)
             for (int j = 0; j < w; j++)
-                a[i][j] = v8_set1(0);
+                a[i][j] = VW(set1)(0);
         for (int d = 0; d < hd; d++) {
-            prefetch(t->values, (size_t)(d * NUM_TILE + j0) * (half ? 2 : 4), (size_t)(8 * w * (half ? 2 : 4)));
-            v8 qd[4];
+            prefetch(t->values, (size_t)(d * NUM_TILE + j0) * (half ? 2 : 4), (size_t)(WIDE * w * (half ? 2 : 4)));
+            vw qd[MOST_QUERIES];
             for (int i = 0; i < n; i++)
-                qd[i] = v8_set1(q[i * hd + d]);
+                qd[i] = VW(set1)(q[i * hd + d]);
             for (int j = 0; j < w; j++) {
-                v8 k = load_kv(half, t->keys, (size_t)(d * NUM_TILE + j0 + 8 * j));
+                vw k = load_kv(half, t->keys, (size_t)(d * NUM_TILE + j0 + WIDE * j));
                 for (int i = 0; i < n; i++)
-                    a[i][j] = v8_fma(qd[i], k, a[i][j]);
+                    a[i][j] = VW(fma)(qd[i], k, a[i][j]);
             }
         }
         for (int i = 0; i < n; i++)
             for (int j = 0; j < w; j++)
-                v8_store(t->s[first + i] + j0 + 8 * j, a[i][j]);
+                VW(store)(t->s[first + i] + j0 + WIDE * j, a[i][j]);
     }
 }
 
@@ -173,35 +170,36 @@ static inline __attribute__((always_inline)) void scores(const struct tile *t, b
  * of them: each step is a chain of operations that another query's can hide. */
 static inline __attribute__((always_inline)) void weigh(const struct tile *t, int first, const int n)
 {
-    float m[4], l[4], power[8] = {0};
+    float m[MOST_QUERIES], l[MOST_QUERIES], power[16] = {0};
     for (int i = 0; i < n; i++) {
         float *s = t->s[first + i];
-        v8 max = v8_set1(-INFINITY);
+        vw max = VW(set1)(-INFINITY);
         for (int j = 0; j < t->lo[first]; j++)
             s[j] = -INFINITY;
         for (int j = t->hi[first] + 1; j < NUM_TILE; j++)
             s[j] = -INFINITY;
-        for (int j = 0; j < NUM_TILE; j += 8)
-            max = v8_max(v8_load(s + j), max);
-        m[i] = v8_largest(max);
+        for (int j = 0; j < NUM_TILE; j += WIDE)
+            max = VW(max)(VW(load)(s + j), max);
+        m[i] = VW(largest)(max);
     }
-    for (int j = 0; j < NUM_TILE; j += 8)
+    for (int j = 0; j < NUM_TILE; j += WIDE)
         for (int i = 0; i < n; i++)
-            v8_store(t->s[first + i] + j, v8_exp(v8_sub(v8_load(t->s[first + i] + j), v8_set1(m[i]))));
+            VW(store)(t->s[first + i] + j, VW(exp)(VW(sub)(VW(load)(t->s[first + i] + j), VW(set1)(m[i]))));
     for (int i = 0; i < n; i++) {
         float *s = t->s[first + i];
         const struct part *out = t->out[first + i];
-        v8 p[8];
-        for (int j = 0; !(m[i] > -INFINITY) && j < NUM_TILE; j++) /* -inf - -inf is NaN, of which v8_exp makes a number: */
+        vw p[NUM_TILE / WIDE];
+        for (int j = 0; !(m[i] > -INFINITY) && j < NUM_TILE; j++) /* -inf - -inf is NaN, of which exp makes a number: */
             s[j] = j < t->lo[first] || j > t->hi[first] ? 0 : s[j]; /* masked keys weigh nothing even then */
-        for (int j = 0; j < 8; j++)
-            p[j] = v8_load(s + 8 * j);
+        for (int j = 0; j < NUM_TILE / WIDE; j++)
+            p[j] = VW(load)(s + WIDE * j);
         l[i] = tree64(p);
         float both = out->m >= m[i] ? out->m : m[i];    /* num_merge, of all queries at once */
         power[2 * i] = out->m - both;
         power[2 * i + 1] = m[i] - both;
     }
-    v8_store(power, v8_exp(v8_load(power)));
+    for (int j = 0; j < 2 * n; j += WIDE)
+        VW(store)(power + j, VW(exp)(VW(load)(power + j)));
     for (int i = 0; i < n; i++) {
         struct part *out = t->out[first + i];
         t->first[first + i] = out->l < 0;
@@ -212,35 +210,47 @@ static inline __attribute__((always_inline)) void weigh(const struct tile *t, in
     }
 }
 
-/* Weighted values of n queries that see the same keys, 8 * w dimensions from d on: a chain over the keys in each lane. */
+/* Weighted values of n queries that see the same keys, WIDE * w dimensions from d on: a chain over the keys in each lane. */
 static inline __attribute__((always_inline)) void values(const struct tile *t, bool half, int first, int d, const int n,
                                                          const int w)
 {
     const int hd = t->head_dim, lo = t->lo[first], hi = t->hi[first];
-    v8 a[4][8];
+    vw a[MOST_QUERIES][8];
     for (int i = 0; i < n; i++)
         for (int j = 0; j < w; j++)
-            a[i][j] = v8_set1(0);
+            a[i][j] = VW(set1)(0);
     for (int k = lo; k <= hi; k++) {
-        prefetch(t->next, (size_t)(k * hd + d) * (half ? 2 : 4), (size_t)(8 * w * (half ? 2 : 4)));
-        v8 p[4];
+        prefetch(t->next, (size_t)(k * hd + d) * (half ? 2 : 4), (size_t)(WIDE * w * (half ? 2 : 4)));
+        vw p[MOST_QUERIES];
         for (int i = 0; i < n; i++)
-            p[i] = v8_set1(t->s[first + i][k]);
+            p[i] = VW(set1)(t->s[first + i][k]);
         for (int j = 0; j < w; j++) {
-            v8 v = load_kv(half, t->values, (size_t)(k * hd + d + 8 * j));
+            vw v = load_kv(half, t->values, (size_t)(k * hd + d + WIDE * j));
             for (int i = 0; i < n; i++)
-                a[i][j] = v8_fma(p[i], v, a[i][j]);
+                a[i][j] = VW(fma)(p[i], v, a[i][j]);
         }
     }
     for (int i = 0; i < n; i++) {
         float *o = t->out[first + i]->o + d;
-        v8 fa = v8_set1(t->fa[first + i]), fb = v8_set1(t->fb[first + i]);
+        vw fa = VW(set1)(t->fa[first + i]), fb = VW(set1)(t->fb[first + i]);
         for (int j = 0; j < w; j++)
-            v8_store(o + 8 * j, t->first[first + i] ? a[i][j] : v8_fma(a[i][j], fb, v8_mul(v8_load(o + 8 * j), fa)));
+            VW(store)(o + WIDE * j, t->first[first + i] ? a[i][j] : VW(fma)(a[i][j], fb, VW(mul)(VW(load)(o + WIDE * j), fa)));
     }
 }
 
-/* Twelve accumulators for three queries, eight else: enough to hide the latency of fma in 16 registers. */
+/* What is left of a head dimension that is no multiple of WIDE: eight dimensions of one query. */
+static void values_8(const struct tile *t, int i, int d)
+{
+    float *o = t->out[i]->o + d;
+    v8 a = v8_set1(0);
+    for (int k = t->lo[i]; k <= t->hi[i]; k++) {
+        size_t at = (size_t)(k * t->head_dim + d);
+        v8 v = t->half ? v8_load_f16((const uint16_t *)t->values + at) : v8_load((const float *)t->values + at);
+        a = v8_fma(v8_set1(t->s[i][k]), v, a);
+    }
+    v8_store(o, t->first[i] ? a : v8_fma(a, v8_set1(t->fb[i]), v8_mul(v8_load(o), v8_set1(t->fa[i]))));
+}
+
 #define ATTEND_BLOCK(n, w)                                                                                             \
     static void block_##n(const struct tile *t, bool half, int first)                                                  \
     {                                                                                                                  \
@@ -250,36 +260,51 @@ static inline __attribute__((always_inline)) void values(const struct tile *t, b
         else                                                                                                           \
             scores(t, false, first, n, w);                                                                             \
         weigh(t, first, n);                                                                                            \
-        for (; half && d + 8 * w <= t->head_dim; d += 8 * w)                                                           \
+        for (; half && d + WIDE * w <= t->head_dim; d += WIDE * w)                                                     \
             values(t, true, first, d, n, w);                                                                           \
-        for (; !half && d + 8 * w <= t->head_dim; d += 8 * w)                                                          \
+        for (; !half && d + WIDE * w <= t->head_dim; d += WIDE * w)                                                    \
             values(t, false, first, d, n, w);                                                                          \
-        for (; d < t->head_dim; d += 8)                                                                                \
+        for (; d + WIDE <= t->head_dim; d += WIDE)                                                                     \
             values(t, half, first, d, n, 1);                                                                           \
+        for (int i = 0; d < t->head_dim && i < n; i++)                                                                 \
+            values_8(t, first + i, d);                                                                                 \
     }
+
+/* Queries of a block that see the same keys, of `run` that follow each other: as many as hide the latency of fma and share a
+ * key's load with accumulators in registers, and no single one left behind. */
+#if defined(__AVX512F__)
+ATTEND_BLOCK(1, 4)
+ATTEND_BLOCK(2, 4)
+ATTEND_BLOCK(3, 4)
+ATTEND_BLOCK(4, 4)
+ATTEND_BLOCK(6, 4)
+static void (*const block[])(const struct tile *t, bool half, int first) = {NULL, block_1, block_2, block_3, block_4, NULL, block_6};
+
+static int block_size(int run)
+{
+    return run >= 8 ? 6 : run == 7 ? 4 : run == 5 ? 3 : run;
+}
+#else
 ATTEND_BLOCK(1, 8)
 ATTEND_BLOCK(2, 4)
 ATTEND_BLOCK(3, 4)
 ATTEND_BLOCK(4, 2)
+static void (*const block[])(const struct tile *t, bool half, int first) = {NULL, block_1, block_2, block_3, block_4};
 
-/* Blocks of queries that see the same keys: threes, as long as no single one is left behind. */
+static int block_size(int run)
+{
+    return run > 4 ? 3 : run;
+}
+#endif
+
 static void op_attend(const struct tile *t)
 {
     for (int i = 0, n; i < t->n_q; i += n) {
-        n = 1;
-        while (n < 4 && i + n < t->n_q && t->lo[i + n] == t->lo[i] && t->hi[i + n] == t->hi[i])
-            n++;
-        bool four_left = n == 4 && (i + 4 == t->n_q || t->hi[i + 4] != t->hi[i] || t->lo[i + 4] != t->lo[i]);
-        if (n == 4 && !four_left)
-            n = 3;
-        if (n == 1)
-            block_1(t, t->half, i);
-        else if (n == 2)
-            block_2(t, t->half, i);
-        else if (n == 3)
-            block_3(t, t->half, i);
-        else
-            block_4(t, t->half, i);
+        int run = 1;
+        while (i + run < t->n_q && t->lo[i + run] == t->lo[i] && t->hi[i + run] == t->hi[i])
+            run++;
+        n = block_size(run);
+        block[n](t, t->half, i);
     }
 }
 

@@ -88,6 +88,9 @@ static void v8_store_f16(uint16_t *p, v8 a)
         p[i] = num_f32_to_f16(a.f[i]);
 }
 
+enum { WIDE = 8 };
+typedef v8 vw;
+#define VW(name) v8_##name
 #include "kernels/cpu/ops_body.h"
 
 const struct cpu_ops cpu_ops_scalar = CPU_OPS_TABLE("scalar");
@@ -95,7 +98,9 @@ const struct cpu_ops cpu_ops_scalar = CPU_OPS_TABLE("scalar");
 const struct cpu_ops *cpu_ops(enum isa isa)
 {
 #if defined(__x86_64__)
-    if (isa != ISA_SCALAR)    /* the wider levels differ from AVX2 in their products alone */
+    if (cpu_has_avx512() && (isa == ISA_BEST || isa == ISA_AVX512 || isa == ISA_AVX512_VNNI))
+        return &cpu_ops_avx512;
+    if (isa != ISA_SCALAR)
         return cpu_has_avx2() ? &cpu_ops_avx2 : isa == ISA_BEST ? &cpu_ops_scalar : NULL;
 #else
     if (isa != ISA_SCALAR && isa != ISA_BEST)

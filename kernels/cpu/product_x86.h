@@ -346,7 +346,7 @@ INLINE void add(const int nv, const int nc, vf y[MAX_NV][MAX_NC], vf x[MAX_NV][M
 
 /* Sums of blocks [i0, i0 + n) of a quantised format; i0 begins a segment, a and panel begin there.
  * far: bytes to the next tile, which is fetched meanwhile; with a panel by the first two tiles of rows
- * together so that memory works evenly; 0 for the others. A tile of one vector is a single stream. */
+ * together so that memory works evenly; 0 for the others. A tile of one group is a single near stream. */
 INLINE void tile_quantised(enum qtype t, enum from from, const int nv, const int nc,
                            const struct lanes *w, uint8_t *panel, int i0, int n, size_t far,
                            const struct act_block *const *a, vf total[MAX_NV][MAX_NC])
@@ -364,7 +364,7 @@ INLINE void tile_quantised(enum qtype t, enum from from, const int nv, const int
                                    {w[v].p + packed_d(t, i0 + j0), w[v].next},
                                    panel + (j0 * nv + v) * panel_bytes};
         for (int j = j0; j < end; j++) {
-            if (from == PACKED && nv == 1)
+            if (from == PACKED && nv * V_GROUPS == 1)
                 prefetch(s, l.block);
             else if (from == PACKED)
                 prefetch_far(nv, s, far, 0, l.block);
@@ -553,7 +553,7 @@ INLINE void product(enum qtype t, const uint8_t *groups, int n_groups, int cols,
             else if (is_float(t)) /* a sum is a chain of fused multiply-adds: 4 of them hide its
                                      latency */
                 sweep(t, 4, 1, w, n, cols, a, act_stride, left, y, out_stride);
-            else /* one vector: a single stream of memory is the fastest */
+            else /* one vector: of one group a single stream of memory, the fastest on Zen 3 */
                 sweep(t, 1, 1, w, n, cols, a, act_stride, left, y, out_stride);
         }
     }
